@@ -1,0 +1,1 @@
+"""Statistics: pure functions of arrays that know neither torch nor files."""
