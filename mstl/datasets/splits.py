@@ -1,0 +1,281 @@
+"""Who trains and who is tested: grouped, stratified folds, hold-outs and draws.
+
+A *group* (a patient, or the original image that several images were cut from) lies wholly in one of training,
+validation and test. Every function here ends in :func:`check`, which refuses a split that breaks this rule.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mstl.errors import MstlError
+
+if TYPE_CHECKING:
+    from mstl.datasets.imageset import ImageSet
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One way to part a data set: ``train``, ``val`` and ``test`` are sorted int64 row indices; ``fold`` numbers it."""
+
+    fold: int
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+def folds(data: ImageSet, k: int = 5, *, seed: int = 0) -> list[Split]:
+    """Grouped, stratified k-fold cross-validation: fold i is test, fold i+1 validation, the rest training.
+
+    Stratified by label and, where the set has several centers, by label and center together. Every image is in the
+    test part exactly once and in the validation part exactly once. ``k`` is at least 3. The assignment of groups to
+    folds is scikit-learn's ``StratifiedGroupKFold``; because that is greedy and can leave a rare class out of a fold, the
+    result is inspected and dealt again with the next shuffle where needed.
+
+    Raises MstlError for an empty class, a class with fewer groups than folds, or ``k`` below 3.
+    """
+    seed = _checked_seed(seed)
+    if k < 3:
+        raise MstlError(f"folds(k={k}): at least 3 folds are needed (one test, one validation, the rest training); "
+                        "use holdout(...) for a single division.")
+    _refuse_empty_classes(data, np.arange(len(data.labels)), "the data set")
+    group = _codes(data.groups)
+    for c, name in enumerate(data.classes):
+        found = len(np.unique(group[data.labels == c]))
+        if found < k:
+            raise MstlError(f"Class '{name}' of {data.name} has {found} group{'s' * (found != 1)}, fewer than the {k} folds asked for: "
+                            f"use k <= {found}, or holdout(...), or more data.")
+    part = _deal_folds(data, group, k, seed)
+    splits = [_split(i, data, train=(part != i) & (part != (i + 1) % k), val=part == (i + 1) % k, test=part == i)
+              for i in range(k)]
+    return splits
+
+
+def holdout(data: ImageSet, *, n_train: int | None = None, n_val: int | None = None, test: float = 0.5, draws: int = 1,
+            seed: int = 0) -> list[Split]:
+    """One fixed test part and ``draws`` draws of training and validation from the rest, all by whole groups.
+
+    ``test`` is the share of images in the test part (0 < test < 1). It depends on ``seed`` alone, so that the draws, and
+    different ``n_train``, are compared on the same test images. The rest is drawn as :func:`published` describes.
+    """
+    seed = _checked_seed(seed)
+    if not 0 < test < 1:
+        raise MstlError(f"holdout(test={test}): the test part is a share of the images, between 0 and 1, for example 0.5.")
+    everything = np.arange(len(data.labels))
+    _refuse_empty_classes(data, everything, "the data set")
+    tested = _draw(data, everything, round(test * len(everything)), np.random.default_rng([seed, 0]))
+    rest = np.setdiff1d(everything, tested)
+    _refuse_empty_classes(data, rest, "what the test part leaves")
+    return _draws(data, rest, tested, n_train, n_val, draws, seed)
+
+
+def published(data: ImageSet, *, n_train: int | None = None, n_val: int | None = None, draws: int = 1, seed: int = 0) -> list[Split]:
+    """The published test part, and ``draws`` draws of training and validation images from everything else.
+
+    Validation is drawn first, then training from what remains, both in random order of whole groups and in the class
+    proportions of what they are drawn from (by center too, where there are several). A group is taken when it brings
+    the counts of classes nearer to those wanted; so the number reached differs from the number asked for by less
+    than the size of the largest group in every class (and centre), and is exact where groups of one image abound:
+    :func:`describe` tells what was reached. With the same seed and ``n_val``, the validation part
+    does not change with ``n_train``, and larger training parts contain the smaller ones up to the last groups.
+
+    ``n_train=None`` takes all that validation leaves. ``n_val=None`` takes a quarter of ``n_train`` or, where that is
+    None too, the published validation part if there is one (every draw is then the same), else a fifth of the images.
+
+    Raises MstlError where the set has no published split, a group lies on both sides of it, or too few images are left.
+    """
+    seed = _checked_seed(seed)
+    splits = np.asarray(data.splits)
+    tested, rest = np.flatnonzero(splits == "test"), np.flatnonzero(splits != "test")
+    if not len(tested) or not len(rest):
+        raise MstlError(f"{data.name} has no published split into training and test images: use folds(...) or holdout(...).")
+    _refuse_empty_classes(data, tested, "the published test part")
+    _refuse_empty_classes(data, rest, "the published training part")
+    if n_train is None and n_val is None and (splits == "val").any():
+        return [_split(d, data, train=np.flatnonzero((splits != "test") & (splits != "val")), val=np.flatnonzero(splits == "val"), test=tested)
+                for d in range(_checked_draws(draws))]
+    return _draws(data, rest, tested, n_train, n_val, draws, seed)
+
+
+def check(split: Split, data: ImageSet) -> None:
+    """Refuse a split in which an image or a group lies on two sides, or a part is empty or lacks a class.
+
+    Raises MstlError naming the first such image, group (in sorted order) or class.
+    """
+    n = len(data.labels)
+    side = np.full(n, -1)
+    for number, part in enumerate(PARTS):
+        index = np.asarray(getattr(split, part))
+        if index.size and (index.min() < 0 or index.max() >= n):
+            raise MstlError(f"Fold {split.fold} of {data.name}: the {part} part names row {index.max()}, but the set has {n} images.")
+        taken = index[side[index] >= 0]
+        if len(taken) or len(np.unique(index)) < len(index):
+            row = taken[0] if len(taken) else pd.Series(index)[pd.Series(index).duplicated()].iloc[0]
+            raise MstlError(f"Fold {split.fold} of {data.name}: image '{data.ids[row]}' is used twice "
+                            f"({PARTS[side[row]] if side[row] >= 0 else part} and {part}); draw the split again.")
+        side[index] = number
+    _refuse_shared_groups(split, data, side)
+    for part in PARTS:
+        _refuse_empty_classes(data, np.asarray(getattr(split, part)), f"the {part} part of fold {split.fold}")
+
+
+def describe(splits: Sequence[Split], data: ImageSet) -> pd.DataFrame:
+    """What each split holds: one row a fold and part, with images, groups, and images of every class."""
+    labels, groups = np.asarray(data.labels), np.asarray(data.groups)
+    rows = []
+    for split in splits:
+        for part in PARTS:
+            index = getattr(split, part)
+            counts = np.bincount(labels[index], minlength=len(data.classes))
+            rows.append({"fold": split.fold, "part": part, "images": len(index), "groups": len(np.unique(groups[index])),
+                         **{name: int(count) for name, count in zip(data.classes, counts)}})
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------------------------------------------- folds and draws
+
+def _deal_folds(data: ImageSet, group: np.ndarray, k: int, seed: int, attempts: int = 20) -> np.ndarray:
+    """(N,) the fold of each image, every class in every fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    stratum = _strata(data)
+    for attempt in range(attempts):
+        shuffle = seed if attempt == 0 else int(np.random.default_rng([seed, attempt]).integers(2**32))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The least populated class")  # a rare class-and-center is no error
+            dealt = list(StratifiedGroupKFold(k, shuffle=True, random_state=shuffle).split(stratum, stratum, group))
+        part = np.empty(len(stratum), int)
+        for i, (_, test) in enumerate(dealt):
+            part[test] = i
+        counts = np.zeros((k, len(data.classes)), int)
+        np.add.at(counts, (part, data.labels), 1)
+        if counts.min() > 0:
+            return part
+    fold, c = np.argwhere(counts == 0)[0]
+    raise MstlError(f"{data.name} cannot be dealt into {k} folds that all hold class '{data.classes[c]}' (fold {fold} has none): "
+                    "its images are in too few groups; use fewer folds.")
+
+
+def _draws(data: ImageSet, rest: np.ndarray, tested: np.ndarray, n_train: int | None, n_val: int | None, draws: int,
+           seed: int) -> list[Split]:
+    """Validation, then training, drawn from ``rest``; one Split a draw."""
+    for name, n in (("n_train", n_train), ("n_val", n_val)):
+        if n is not None and n < len(data.classes):
+            raise MstlError(f"{name}={n} is fewer images than the {len(data.classes)} classes of {data.name}: every class needs one.")
+    wanted_val = n_val if n_val is not None else max(len(data.classes), round(n_train / 4 if n_train is not None else len(rest) / 5))
+    wanted_train = n_train or 1
+    if wanted_train + wanted_val > len(rest):
+        raise MstlError(f"{data.name}: n_train={n_train} and {wanted_val} validation images were asked for, but only {len(rest)} images "
+                        "lie outside the test part: ask for fewer.")
+    splits = []
+    for draw in range(_checked_draws(draws)):
+        val = _draw(data, rest, wanted_val, np.random.default_rng([seed, 1, draw]))
+        left = np.setdiff1d(rest, val)
+        if n_train is not None and n_train > len(left):
+            raise MstlError(f"{data.name}: n_train={n_train}, but whole groups leave only {len(left)} images beside {len(val)} for validation: "
+                            "ask for fewer.")
+        train = left if n_train is None else _draw(data, left, n_train, np.random.default_rng([seed, 2, draw]))
+        splits.append(_split(draw, data, train=train, val=val, test=tested))
+    return splits
+
+
+def _draw(data: ImageSet, pool: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
+    """About ``n`` rows of ``pool``: whole groups in random order, each taken when it brings the counts nearer."""
+    stratum = _strata(data)[pool]
+    group = _codes(np.asarray(data.groups)[pool])
+    wanted = _quotas(np.asarray(data.labels)[pool], stratum, n)
+    counts = np.zeros((group.max() + 1, len(wanted)), int)
+    np.add.at(counts, (group, stratum), 1)
+    taken = np.zeros(len(counts), bool)
+    missing = wanted.copy()
+    for g in random.permutation(len(counts)):
+        after = missing - counts[g]
+        if np.abs(after).sum() < np.abs(missing).sum():
+            taken[g], missing = True, after
+            if not missing.any():
+                break
+    return pool[taken[group]]
+
+
+def _quotas(labels: np.ndarray, stratum: np.ndarray, n: int) -> np.ndarray:
+    """Images wanted of each stratum: in proportion, classes first (at least one each), then centers within a class."""
+    quotas = np.zeros(stratum.max() + 1, int)
+    present, sizes = np.unique(labels, return_counts=True)
+    for c, quota in zip(present, _proportional(sizes, n, least=1)):
+        inside, size = np.unique(stratum[labels == c], return_counts=True)
+        quotas[inside] = _proportional(size, quota)
+    return quotas
+
+
+def _proportional(sizes: np.ndarray, n: int, least: int = 0) -> np.ndarray:
+    """``n`` shared out in proportion to ``sizes`` by largest remainders, each share at least ``least``."""
+    exact = sizes / sizes.sum() * n
+    share = np.floor(exact).astype(int)
+    share[np.argsort(share - exact, kind="stable")[: n - share.sum()]] += 1
+    while (share < least).any() and share.max() > least:
+        share[np.argmin(share)] += 1
+        share[np.argmax(share)] -= 1
+    return share
+
+
+def _split(fold: int, data: ImageSet, **parts: np.ndarray) -> Split:
+    """A checked Split from row indices or (N,) masks."""
+    rows = {name: np.sort(np.flatnonzero(p) if p.dtype == bool else p).astype(np.int64) for name, p in parts.items()}
+    split = Split(fold=fold, **rows)
+    check(split, data)
+    return split
+
+
+def _strata(data: ImageSet) -> np.ndarray:
+    """(N,) codes of label, or of label and center where there are several centers."""
+    labels = np.asarray(data.labels)
+    center = _codes(data.centers)
+    return _codes(labels * (center.max() + 1) + center) if center.max() > 0 else _codes(labels)
+
+
+def _codes(values: np.ndarray) -> np.ndarray:
+    return np.unique(np.asarray(values), return_inverse=True)[1].reshape(-1)
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+def _refuse_shared_groups(split: Split, data: ImageSet, side: np.ndarray) -> None:
+    used = np.flatnonzero(side >= 0)
+    groups, code = np.unique(np.asarray(data.groups)[used], return_inverse=True)
+    first = np.full(len(groups), len(PARTS))
+    last = np.full(len(groups), -1)
+    np.minimum.at(first, code, side[used])
+    np.maximum.at(last, code, side[used])
+    crossing = np.flatnonzero(first != last)
+    if len(crossing):
+        g = crossing[0]
+        more = f" ({len(crossing)} groups do)" if len(crossing) > 1 else ""
+        raise MstlError(f"Fold {split.fold} of {data.name}: group '{groups[g]}' lies in both {PARTS[first[g]]} and {PARTS[last[g]]}{more}; "
+                        "split by whole groups, or correct the group column.")
+
+
+def _refuse_empty_classes(data: ImageSet, index: np.ndarray, where: str) -> None:
+    counts = np.bincount(np.asarray(data.labels)[index], minlength=len(data.classes))
+    if (counts == 0).any():
+        name = data.classes[int(np.argmin(counts))]
+        raise MstlError(f"Class '{name}' has no image in {where} of {data.name}: choose the classes with select(...), or add images of it.")
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= int(seed) < 2**32:
+        raise MstlError(f"seed={seed}: a seed is a whole number from 0 to 4294967295.")
+    return int(seed)
+
+
+def _checked_draws(draws: int) -> int:
+    if draws < 1:
+        raise MstlError(f"draws={draws}: ask for at least one draw.")
+    return int(draws)
