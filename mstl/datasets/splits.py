@@ -105,6 +105,38 @@ def published(data: ImageSet, *, n_train: int | None = None, n_val: int | None =
     return _draws(data, rest, tested, n_train, n_val, draws, seed)
 
 
+def design(data: ImageSet, name: str, *, k: int = 5, n_train: int | None = None, n_val: int | None = None, test: float = 0.5,
+           draws: int = 1, seed: int = 0) -> list[Split]:
+    """The splits of a study's design by its ``name``: "folds" (uses ``k``), "holdout" (``test``, ``n_train``, ``n_val``, ``draws``) or
+    "published" (``n_train``, ``n_val``, ``draws``)."""
+    if name == "folds":
+        return folds(data, k, seed=seed)
+    if name == "holdout":
+        return holdout(data, n_train=n_train, n_val=n_val, test=test, draws=draws, seed=seed)
+    if name == "published":
+        return published(data, n_train=n_train, n_val=n_val, draws=draws, seed=seed)
+    raise MstlError(f"design '{name}' is unknown: use 'folds', 'holdout' or 'published'.")
+
+
+def one_group_per_class(data: ImageSet, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, and rows to watch the training with: one whole group of every class that has several.
+
+    For stages that select nothing (source, bridge). A class whose images are all of one group stays wholly in training,
+    because no honest check of it exists. A group with several classes is never held out. Both arrays are sorted, int64.
+    """
+    rng = np.random.default_rng([_checked_seed(seed), 3])
+    group, labels = _codes(data.groups), np.asarray(data.labels)
+    classes_of = pd.Series(labels).groupby(group).nunique().to_numpy()
+    held: list[int] = []
+    for c in range(len(data.classes)):
+        own = np.unique(group[labels == c])
+        pure = own[classes_of[own] == 1]
+        if len(own) > 1 and len(pure):
+            held.append(int(rng.choice(pure)))
+    out = np.isin(group, held)
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
 def check(split: Split, data: ImageSet) -> None:
     """Refuse a split in which an image or a group lies on two sides, or a part is empty or lacks a class.
 
