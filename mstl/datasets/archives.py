@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MstlError
-from .breast import Tissue
+from .breast import Breast
 from .catalog import Card
 from .pixels import DICOM, Picture, decode, extent, place, place_mask
 from .prepare import Job, Row
@@ -328,11 +328,13 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
              smallest: int) -> list[Job]:
     """Crops of located findings, and as many of normal tissue from women whose two films are both normal.
 
-    Side of a lesion's crop: `context` × its diameter, at least `smallest` (pixels of the 1024 original), moved inside the film.
-    Each has a normal partner of the same side: the films of the wholly normal women are dealt out in a fixed shuffled order,
-    and in the film a place is drawn whose share of breast tissue comes within 0.05 of the lesion crop's (else the
-    nearest share), away from the pectoral corner, labels and background (see breast.py) and from other crops of that film.
-    So neither size, sharpness nor black background tells the classes apart; brightness does in part, as in the clinic.
+    Side of a lesion's crop: `context` × its diameter, at least `smallest` (pixels of the 1024 original), moved inside the film
+    and, as far as the finding stays whole, off the black beside the breast. Each has a normal partner of the same side: the
+    films of the wholly normal women are dealt out in a fixed shuffled order, and in the film a place is drawn whose share
+    of breast comes within 0.05 of the lesion crop's (of 0.5 where that is less), away from the pectoral corner (see
+    breast.py) and from other crops of that film. So neither size, sharpness nor black background tells the classes apart;
+    brightness does in part, as in the clinic. `extra` holds film, tissue, finding, severity, radius (of the partner for a
+    normal crop), and of the crop x, y, side (pixels of the 1024 original), breast_share and mean (grey level, 0 to 255).
     """
     located = [f for f in findings if f["radius"]]
     ill = {_woman(f["film"]) for f in findings}
@@ -346,41 +348,37 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
         by_film.setdefault(finding["film"], []).append(finding)
         partners.setdefault(shuffled[number % len(shuffled)], []).append(finding)
 
-    def window(finding: dict, width: int, height: int) -> tuple[int, int, int]:
-        unit = width / 1024
-        side = min(round(max(context * 2 * finding["radius"], smallest) * unit), width, height)
-        left, top = (round(finding[axis] * unit - side / 2) for axis in "xy")
-        return int(np.clip(left, 0, width - side)), int(np.clip(top, 0, height - side)), side
+    def window(breast: Breast, finding: dict) -> tuple[int, int, int]:
+        unit = breast.width / 1024
+        side = round(max(context * 2 * finding["radius"], smallest) * unit)
+        return breast.window(finding["x"] * unit, finding["y"] * unit, finding["radius"] * unit, side)
 
-    def picture(image: Image.Image, at: tuple[int, int, int], share: float, size: int, **extra) -> Picture:
+    def picture(image: Image.Image, breast: Breast, at: tuple[int, int, int], size: int) -> Picture:
         left, top, side = at
         pixels, _ = place(image.crop((left, top, left + side, top + side)), size, "letterbox")
         unit = 1024 / image.width
-        return Picture(pixels, extra={**extra, "x": left * unit, "y": top * unit, "side": side * unit, "tissue_share": round(share, 4),
+        return Picture(pixels, extra={"x": left * unit, "y": top * unit, "side": side * unit, "breast_share": round(breast.share(*at), 4),
                                       "mean": round(float(pixels.mean()), 4)})
 
     def lesions(film: str, found: list[dict]) -> Callable[[int, int], list[Picture]]:
         def make(size: int, channels: int) -> list[Picture]:
             image = decode(archive.read(members[film]), members[film], channels)
-            tissue = Tissue(image)
-            places = [window(f, image.width, image.height) for f in found]
-            return [picture(image, at, tissue.share(*at), size) for at in places]
+            breast = Breast(image)
+            return [picture(image, breast, window(breast, f), size) for f in found]
 
         return make
 
     def normals(film: str, found: list[dict]) -> Callable[[int, int], list[Picture]]:
         def make(size: int, channels: int) -> list[Picture]:
             image = decode(archive.read(members[film]), members[film], channels)
-            tissue, taken, pictures = Tissue(image), [], []
+            breast, taken = Breast(image), []
             rng = np.random.default_rng(int(film[3:]))
             for partner in found:
-                other = decode(archive.read(members[partner["film"]]), members[partner["film"]])
-                target = window(partner, other.width, other.height)
+                other = Breast(decode(archive.read(members[partner["film"]]), members[partner["film"]]))
+                target = window(other, partner)
                 side = min(round(target[2] * image.width / other.width), image.width, image.height)
-                at = tissue.draw(side, Tissue(other).share(*target), taken, rng)
-                taken.append(at)
-                pictures.append(picture(image, at, tissue.share(*at), size))
-            return pictures
+                taken.append(breast.draw(side, max(0.5, other.share(*target)), taken, rng))
+            return [picture(image, breast, at, size) for at in taken]
 
         return make
 
