@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from mstl.datasets.imageset import ImageSet
 
 RESUME, FINISHED, HISTORY = "resume.safetensors", "fit.json", "history.csv"
-_SAVE_EVERY_SECONDS = 5.0  # a state older than this is saved at the next epoch end; how often never changes the result
+_SAVE_EVERY_SECONDS = 5.0  # saved at the first epoch end after this long; the result does not depend on it
 
 _CHOICES = {
     "optimizer": ("adamw", "sgd", "adam", "adagrad"),
@@ -142,7 +143,8 @@ def fit(
 
     ``folder`` keeps the state while training and the result afterwards (model.safetensors, checkpoint.json,
     history.csv, fit.json); without it nothing is written and nothing resumes. ``parent`` is the SHA-256 of the
-    checkpoint that the model started from. ``on_epoch`` is called with every row of the history and the planned
+    checkpoint that the model started from; a model that has been trained is another start and gives another key.
+    ``on_epoch`` is called with every row of the history and the planned
     numbers of ``epochs`` and ``steps``. Without ``val`` the last state is kept and ``patience`` has no effect.
 
     A last batch of a single image is left out of its epoch (BatchNorm cannot train on it; the order is drawn anew each
@@ -163,6 +165,7 @@ def fit(
                          state, progress.show, store.save)
     if folder is not None and _is_main():
         _write_finished(folder, key, model, recipe, outcome)
+    _wait_for_everyone()
     return Fit(model, outcome.table(), outcome.kept, outcome.seconds, key, state is not None, folder)
 
 
@@ -264,6 +267,7 @@ def fit_key(
     return digest.hexdigest()
 
 
+@cache
 def code_fingerprint() -> str:
     """SHA-256 of the code that computes: `NUMERICS` below, the augmentation, and how models are fed and frozen."""
     here = Path(__file__).parent
@@ -348,8 +352,10 @@ def _train(
         while state.step < total and not (recipe.patience and state.stale >= recipe.patience):
             row = _one_epoch(wrapped, model, data, train, recipe, state, per_epoch, total, optimizer, weight, accelerator)
             state.epoch, state.step = row["epoch"], row["step"]
+            if not all(torch.isfinite(p).all() for p in model.parameters()):
+                raise _not_finite("weights", row["epoch"], row["step"], row["lr"], recipe)
             if val is not None:
-                row |= _evaluate(wrapped, model, data, val, recipe, accelerator)
+                row |= _evaluate(model, data, val, recipe, accelerator)
                 if not math.isfinite(row["val_loss"]):
                     raise _not_finite("validation loss", row["epoch"], row["step"], row["lr"], recipe)
             better = val is None or recipe.keep == "last" or _better(row, state.kept, recipe.monitor)
@@ -404,10 +410,10 @@ def _one_epoch(wrapped, model, data, train, recipe, state, per_epoch, total, opt
     return {"epoch": epoch, "step": step, "lr": recipe.lr * factor, "train_loss": losses / count}
 
 
-def _evaluate(wrapped, model, data, val, recipe, accelerator) -> dict[str, float]:
+def _evaluate(model, data, val, recipe, accelerator) -> dict[str, float]:
     """Plain cross-entropy, accuracy and AUC (binary: of the last class; else one against the rest, macro mean) on the
     validation rows. Every process computes them; the first one's count."""
-    logits = _forward(model, data, val, 256, wrapped).double()
+    logits = _forward(model, data, val, 256, model).double()
     labels = torch.from_numpy(np.asarray(data.labels[val], dtype=np.int64))
     scores = {"val_loss": F.cross_entropy(logits, labels).item(),
               "val_accuracy": (logits.argmax(dim=1) == labels).double().mean().item()}
@@ -513,11 +519,10 @@ def _accelerator(precision: str):
 
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # accelerate fixes the precision once a process; a notebook may change it
-    try:
-        return Accelerator(mixed_precision=precision)
-    except ValueError as error:
-        raise MstlError(f"precision='{precision}' is not possible on this machine ({error}): "
-                        "use precision='no', or 'bf16'.") from error
+    accelerator = Accelerator(mixed_precision=precision)
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise MstlError("precision='fp16' needs a GPU and this machine has none: use precision='no', or 'bf16'.")
+    return accelerator
 
 
 @contextmanager
@@ -560,8 +565,9 @@ def _restore(state: _State, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
 def _not_finite(what: str, epoch: int, step: int, lr: float, recipe: Recipe) -> NonFiniteLoss:
     more = "precision='no'" if recipe.precision == "fp16" else "a longer warm-up"
+    verb = "were" if what == "weights" else "was"
     return NonFiniteLoss(
-        f"The {what} was not finite at epoch {epoch}, step {step}, learning rate {lr:.2g}: try a lower lr (a tenth) or "
+        f"The {what} {verb} not finite at epoch {epoch}, step {step}, learning rate {lr:.2g}: try a lower lr (a tenth) or "
         f"{more}; the last good state is kept."
     )
 
@@ -592,6 +598,10 @@ def _check_data(model: nn.Module, data: ImageSet, train, val, recipe: Recipe) ->
     spec = model.spec
     if len(train) < 2:
         raise MstlError(f"Training needs at least two images, but the training part has {len(train)}.")
+    both = np.intersect1d(train, [] if val is None else val)
+    if len(both):
+        raise MstlError(f"{len(both)} images are in both the training and the validation part, the first is row "
+                        f"{int(both[0])}: make the split with mstl.datasets.splits.")
     if tuple(data.classes) != spec.classes:
         raise MstlError(f"The data has the classes {', '.join(data.classes)} but the model {', '.join(spec.classes)}: "
                         "create the model with data.classes.")
@@ -619,6 +629,13 @@ def _rows(data: ImageSet, index) -> np.ndarray:
 
 def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _wait_for_everyone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate.state import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 @dataclass
@@ -726,7 +743,7 @@ class _Progress:
             self.bar.close()
 
     def show(self, row: dict[str, Any]) -> None:
-        if self.on_epoch is not None:
+        if self.on_epoch is not None and _is_main():
             self.on_epoch(row)
         if self.quiet:
             return

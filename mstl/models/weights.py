@@ -10,11 +10,16 @@ tensor of the backbone must find its match, or nothing is loaded and an error co
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -179,10 +184,31 @@ def _from_hub(name: str) -> dict[str, torch.Tensor]:
     if cfg is None or not cfg.has_weights:
         raise MstlError(f"timm publishes no pretrained weights for '{name}': {advice}.")
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        with _no_retries_offline():
+            return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises a dozen kinds, from DNS to a missing file
         raise MstlError(f"The ImageNet weights of '{name}' could not be fetched from timm's hub "
                         f"({type(error).__name__}): {advice}.") from error
+
+
+@contextmanager
+def _no_retries_offline() -> Iterator[None]:
+    """Without a network the hub's client retries for a minute; told so, it looks into its cache and gives up."""
+    from huggingface_hub import constants
+
+    url = urlparse(constants.ENDPOINT)
+    proxied = any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    before, offline = constants.HF_HUB_OFFLINE, False
+    if not proxied:
+        try:
+            socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+        except OSError:
+            offline = True
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _file(path: Path) -> Path:
