@@ -1,0 +1,244 @@
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mstl.errors import MstlError
+from mstl.metrics import paired, roc
+
+
+def discordant(only_a, only_b, both=0, neither=0):
+    a = np.repeat([1, 0, 1, 0], [only_a, only_b, both, neither])
+    b = np.repeat([0, 1, 1, 0], [only_a, only_b, both, neither])
+    return a, b
+
+
+def design(rng, *, chains=3, folds=5, n=60, effect=0.0, per_group=2, chain_sd=0.0, shared=False):
+    """Long table of two arms: patients of ``per_group`` images, every chain with its own noise, folds with their own offset."""
+    parts = []
+    chain_effect = chain_sd * rng.normal(size=(2, chains))
+    for f in range(folds):
+        if f == 0 or not shared:
+            groups = n // per_group
+            y = np.repeat(np.arange(groups) % 5 < 2, per_group)
+            group = np.repeat(np.arange(groups), per_group) + (0 if shared else 1000 * f)
+            image = y + 0.7 * rng.normal(size=groups)[np.repeat(np.arange(groups), per_group)] + 0.5 * rng.normal(size=n)
+        for s in range(chains):
+            offset = rng.normal()
+            parts.append(pd.DataFrame({"y": y.astype(int), "seed": s, "fold": f, "group": group,
+                                       "a": image + (effect + chain_effect[0, s]) * y + 0.6 * rng.normal(size=n) + offset,
+                                       "b": image + chain_effect[1, s] * y + 0.6 * rng.normal(size=n) - offset}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def compare(t, **options):
+    return paired.chain_difference(t.y, t.a, t.b, seed=t.seed, fold=t.fold, group=t.group, **options)
+
+
+def test_the_primary_estimand_is_the_mean_of_within_fold_differences_and_never_pools():
+    t = design(np.random.default_rng(0))
+    result = compare(t, n_resamples=200)
+    by_hand = [roc.auc(c.y, c.a) - roc.auc(c.y, c.b) for _, c in t.groupby(["seed", "fold"])]
+    assert result.difference == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert result.cells.difference.to_numpy() == pytest.approx(by_hand)
+    assert abs(result.difference - (roc.auc(t.y, t.a) - roc.auc(t.y, t.b))) > 1e-4
+    assert (result.n_images, result.n_groups, result.n_chains, result.n_folds, result.n_rows) == (300, 150, 3, 5, 900)
+    assert result.low < result.difference < result.high
+    assert result.detectable == pytest.approx(2.8016 * result.standard_error, rel=1e-3)
+
+
+def test_the_order_of_rows_does_not_change_the_estimand():
+    t = design(np.random.default_rng(1))
+    shuffled = t.sample(frac=1, random_state=0)
+    assert compare(shuffled, n_resamples=100).difference == pytest.approx(compare(t, n_resamples=100).difference, abs=1e-12)
+
+
+def test_identical_arms_differ_by_nothing_with_p_1():
+    t = design(np.random.default_rng(2))
+    result = paired.chain_difference(t.y, t.a, t.a, seed=t.seed, fold=t.fold, group=t.group, n_resamples=200)
+    assert (result.difference, result.low, result.high, result.p_value, result.standard_error) == (0, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("chain_sd", [0.0, 0.5])
+def test_the_interval_over_chains_and_folds_covers_near_its_level_whether_chains_differ_or_not(chain_sd):
+    rng = np.random.default_rng(3)
+    results = [compare(design(rng, folds=2, n=60, chain_sd=chain_sd), n_resamples=300, random_seed=k) for k in range(250)]
+    assert 0.89 <= np.mean([r.low <= 0 <= r.high for r in results]) <= 0.99
+    assert np.mean([r.p_value < 0.05 for r in results]) <= 0.11
+    spread = np.std([r.difference for r in results])
+    assert 0.9 <= np.sqrt(np.mean([r.standard_error**2 for r in results])) / spread <= 1.2
+
+
+def test_chains_that_differ_show_in_their_share_of_the_variance():
+    rng = np.random.default_rng(15)
+    still, restless = (compare(design(rng, chains=5, n=300, chain_sd=sd), n_resamples=300) for sd in (0.0, 1.0))
+    assert still.chain_share < 0.7 < restless.chain_share
+    assert restless.sd_chains > 2 * still.sd_chains
+
+
+def test_a_test_part_shared_by_all_draws_is_resampled_jointly():
+    t = design(np.random.default_rng(4), chains=1, folds=4, n=120, shared=True)
+    mean = {}
+    for name, group in {"joint": t.group, "apart": t.group + 1000 * t.fold}.items():
+        mean[name] = paired.chain_mean(t.y, t.b, seed=t.seed, fold=t.fold, group=group, n_resamples=500)
+    assert mean["joint"].shared_test and not mean["apart"].shared_test
+    assert (mean["joint"].n_images, mean["apart"].n_images) == (120, 480)
+    assert mean["joint"].standard_error > 1.4 * mean["apart"].standard_error
+
+
+def test_one_chain_and_one_fold_reduce_to_the_clustered_bootstrap():
+    t = design(np.random.default_rng(5), chains=1, folds=1, n=120)
+    one = compare(t, n_resamples=4000)
+    plain = paired.bootstrap_difference("auc", t.y, t.a, t.b, groups=t.group, method="percentile", n_resamples=4000, seed=9)
+    delong = roc.delong_test(t.y, t.a, t.b, groups=t.group)
+    assert one.difference == pytest.approx(plain.difference) == pytest.approx(delong.difference)
+    assert one.standard_error == pytest.approx(plain.standard_error, rel=0.06)
+    assert one.standard_error == pytest.approx(delong.standard_error, rel=0.12)
+
+
+def test_the_mean_of_one_arm_takes_thresholds_by_cell():
+    t = design(np.random.default_rng(6), chains=2, folds=2)
+    cuts = {(s, f): float(c.b.median()) for (s, f), c in t.groupby(["seed", "fold"])}
+    result = paired.chain_mean(t.y, t.b, seed=t.seed, fold=t.fold, group=t.group, metric="accuracy", threshold=cuts, n_resamples=200)
+    by_hand = [((c.b >= cuts[key]) == c.y).mean() for key, c in t.groupby(["seed", "fold"])]
+    assert result.estimate == pytest.approx(np.mean(by_hand))
+    rows = t.set_index(["seed", "fold"]).index.map(cuts)
+    again = paired.chain_mean(t.y, t.b, seed=t.seed, fold=t.fold, group=t.group, metric="accuracy", threshold=rows.to_numpy(), n_resamples=200)
+    assert again.low == result.low and again.high == result.high
+
+
+@pytest.mark.parametrize("metric", ["auc", "accuracy", "f1", "balanced_accuracy"])
+def test_several_classes_take_one_column_a_class(metric):
+    rng = np.random.default_rng(7)
+    y = np.tile([0, 1, 2], 50)
+    p = rng.dirichlet([1, 1, 1], 150)
+    p[np.arange(150), y] += 0.5
+    result = paired.chain_mean(y, p, group=np.arange(150), metric=metric, n_resamples=200)
+    assert 0.5 < result.low < result.estimate < result.high <= 1
+
+
+def test_a_chain_without_a_fold_is_an_error_that_names_both():
+    t = design(np.random.default_rng(8))
+    with pytest.raises(MstlError, match="seed 1, fold 3"):
+        compare(t[~((t.seed == 1) & (t.fold == 3))])
+
+
+def test_two_thousand_resamples_over_fifteen_cells_take_about_a_second():
+    t = design(np.random.default_rng(9), n=300)
+    start = time.perf_counter()
+    compare(t, n_resamples=2000)
+    assert time.perf_counter() - start < 4
+
+
+@pytest.mark.parametrize(("metric", "threshold"), [("auc", 0.5), ("average_precision", 0.5), ("f1", 0.6), ("mcc", 0.4), ("brier", 0.5)])
+def test_leaving_groups_out_by_weights_equals_leaving_their_rows_out(metric, threshold):
+    from mstl.metrics import _resample
+
+    rng = np.random.default_rng(10)
+    group = rng.integers(0, 12, 60)
+    y = rng.random(60) < 0.5
+    s = np.round(rng.random(60), 1)
+    code = np.unique(group, return_inverse=True)[1]
+    prepared = _resample.prepare(metric, y, s, code, code.max() + 1, threshold)
+    for g, value in enumerate(prepared.left_out()):
+        keep = code != g
+        alone = _resample.prepare(metric, y[keep], s[keep], np.arange(keep.sum()), keep.sum(), threshold)
+        assert value == pytest.approx(alone.value(), abs=1e-12)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_a_weighted_auc_equals_the_auc_of_repeated_rows(seed):
+    from mstl.metrics import _resample
+
+    rng = np.random.default_rng(seed)
+    y = np.r_[True, False, rng.random(20) < 0.5]
+    s = rng.integers(0, 5, 22).astype(float)
+    code = rng.integers(0, 8, 22)
+    w = rng.integers(0, 3, 8).astype(float)
+    rows = np.repeat(np.arange(22), w[code].astype(int))
+    value = _resample.prepare("auc", y, s, code, 8).under(w[:, None])[0]
+    if len(set(y[rows])) == 2:
+        assert value == pytest.approx(roc.auc(y[rows], s[rows]), abs=1e-12)
+    else:
+        assert np.isnan(value)
+
+
+def test_bca_of_a_mean_equals_scipy():
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(11)
+    y = np.ones(60)
+    y[:30] = 0
+    a, b = rng.beta(2, 5, 60), rng.beta(2, 2, 60)
+    ours = paired.bootstrap_difference("brier", y, a, b, groups=np.arange(60), n_resamples=20_000)
+    loss = (a - y) ** 2 - (b - y) ** 2
+    scipy = bootstrap((loss[:30], loss[30:]), lambda u, v, axis=-1: (u.mean(axis) + v.mean(axis)) / 2, n_resamples=20_000, method="BCa", rng=1)
+    assert (ours.low, ours.high) == pytest.approx(scipy.confidence_interval, abs=0.004)
+
+
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_the_bootstrap_difference_covers_near_its_level_and_agrees_with_its_p_value(method):
+    rng = np.random.default_rng(12)
+    inside, rejected = [], []
+    for k in range(200):
+        t = design(rng, chains=1, folds=1, n=100)
+        r = paired.bootstrap_difference("auc", t.y, t.a, t.b, groups=t.group, n_resamples=400, seed=k, method=method)
+        inside.append(r.low <= 0 <= r.high)
+        rejected.append(r.p_value < 0.05)
+    assert 0.89 <= np.mean(inside) <= 0.985
+    assert np.mean(np.array(inside) == np.array(rejected)) < 0.03
+
+
+def test_any_function_of_truth_and_score_can_be_compared():
+    t = design(np.random.default_rng(13), chains=1, folds=1)
+    named = paired.bootstrap_difference("auc", t.y, t.a, t.b, groups=t.group, n_resamples=200)
+    function = paired.bootstrap_difference(roc.auc, t.y, t.a, t.b, groups=t.group, n_resamples=200)
+    assert (function.low, function.high) == pytest.approx((named.low, named.high))
+    assert function.metric == "auc"
+
+
+def test_a_class_from_one_patient_only_has_no_interval_and_says_so():
+    y, s = np.repeat([0, 1], 10), np.arange(20.0)
+    with pytest.raises(MstlError, match="class 1 comes from one group"):
+        paired.bootstrap_difference("auc", y, s, s[::-1], groups=np.r_[np.arange(10), np.full(10, 99)])
+
+
+def test_mcnemar_gives_the_published_answers():
+    m = paired.mcnemar(*discordant(121, 59, 101, 33))
+    assert m.p_exact == pytest.approx(4.434e-6, rel=1e-3)
+    assert m.statistic_corrected == pytest.approx(20.67222, abs=1e-5)
+
+
+@pytest.mark.parametrize(("pair", "exact", "corrected"), [((38, 21), 0.0363, 0.037), ((9, 0), 0.0039, 0.0077), ((6, 0), 0.031, 0.041)])
+def test_the_published_operating_points_come_from_the_corrected_test(pair, exact, corrected):
+    m = paired.mcnemar(*discordant(*pair, both=300))
+    assert m.p_exact == pytest.approx(exact, abs=6e-4)
+    assert m.p_corrected == pytest.approx(corrected, abs=6e-4)
+
+
+def test_models_that_are_right_on_the_same_images_have_p_1():
+    m = paired.mcnemar([1, 0, 1], [1, 0, 1])
+    assert (m.p_exact, m.p_corrected, m.difference) == (1, 1, 0) and m.note
+
+
+def test_newcombes_paired_interval_gives_the_published_example():
+    m = paired.mcnemar(*discordant(12, 2, 36, 0))  # Newcombe (1998), table II, example (a): 36, 12, 2, 0
+    assert (m.low, m.high) == pytest.approx((0.0569, 0.3404), abs=1e-4)
+
+
+def test_the_clustered_mcnemar_keeps_its_level_where_the_plain_one_does_not():
+    rng = np.random.default_rng(14)
+    plain, clustered = [], []
+    for _ in range(600):
+        group = np.repeat(np.arange(50), 6)
+        tilt = rng.normal(size=50)[group]
+        a, b = rng.normal(size=300) + tilt > 0, rng.normal(size=300) - tilt > 0
+        m = paired.mcnemar(a, b, groups=group)
+        plain.append(m.p_corrected < 0.05)
+        clustered.append(m.p_clustered < 0.05)
+    assert np.mean(plain) > 0.15
+    assert 0.025 <= np.mean(clustered) <= 0.08
