@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,9 +107,17 @@ def locked(folder: Path) -> Iterator[None]:
             import msvcrt
 
             file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            while True:
+                try:
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+                except OSError:  # gives up after ten seconds; we do not
+                    continue
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
+        for pattern in ("part", "old"):  # what a killed process left; while the lock is held nobody writes there
+            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.{pattern}"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
 
@@ -121,7 +131,7 @@ def opened(folder: Path, entry: Card, same: dict) -> ImageSet | None:
     except MstlError:
         return None  # an older format or a damaged folder: it is prepared again
     stored, now = head["card"], json.loads(json.dumps(dataclasses.asdict(entry)))
-    changed = any(stored.get(key) != now[key] for key in ("classes", "reader", "layout", "channels"))
+    changed = any(stored.get(key) != now[key] for key in ("classes", "reader", "layout", "channels", "name"))
     return None if changed or any(data.provenance.get(key) != value for key, value in same.items()) else data
 
 
@@ -166,16 +176,25 @@ def _archive(entry: Card, size: int, root: Path, *, workers: int | None, progres
 
 def _phantom(entry: Card, size: int, root: Path, *, workers: int | None, progress: bool, options: dict) -> ImageSet:
     folder = prepared_folder(root, entry.name, size, changed_options(entry.options, options))
-    data = opened(folder, entry, {}) if entry.classes else _opened_phantom(folder)
-    if data is not None:
-        return data
-    from . import phantoms
+    code = Path(__file__).with_name("phantoms.py").read_bytes()
+    source = {"code": hashlib.sha256(code).hexdigest(), "options": options}  # another generator makes other images
 
-    with locked(folder):
-        made = phantoms.make(entry.layout["kind"], size=size, workers=workers, progress=progress, **options)
-        dataclasses.replace(made, name=entry.name, digest="", provenance={**made.provenance, "options": options}).save(folder)
-    return ImageSet.open(folder)
+    def stored() -> ImageSet | None:
+        try:
+            data = ImageSet.open(folder) if (folder / "imageset.json").is_file() else None
+        except MstlError:  # an older format or a damaged folder: it is made again
+            return None
+        return data if data is not None and data.provenance == source else None
 
+    data = stored()
+    if data is None:
+        from . import phantoms
 
-def _opened_phantom(folder: Path) -> ImageSet | None:
-    return ImageSet.open(folder) if (folder / "imageset.json").is_file() else None
+        with locked(folder):
+            data = stored()
+            if data is None:
+                made = phantoms.make(entry.layout["kind"], size=size, workers=workers, progress=progress, **options)
+                named = dataclasses.replace(entry, classes=made.classes, channels=made.channels)
+                dataclasses.replace(made, name=entry.name, card=named, provenance=source).save(folder)
+                data = ImageSet.open(folder)
+    return data

@@ -33,23 +33,25 @@ def decode(data: bytes, name: str, channels: int = 1, *, smallest: int | None = 
     """The image in `data` as an 8-bit Pillow image, mode ``L`` (channels 1) or ``RGB`` (channels 3).
 
     PNG, JPEG, TIFF, BMP, PNM, GIF (first frame), WebP and DICOM. EXIF rotation is applied. Images of more than 8 bits
-    are scaled by their own 0.1 and 99.9 percentiles, DICOM by its VOI window (see `dicom_array`).
+    are scaled by their own 0.1 and 99.9 percentiles, DICOM by its VOI window (see `dicom_pixels`).
     `smallest`: a JPEG may be decoded at a half, quarter or eighth of its size, but no side shorter than this many pixels.
     Raises `MstlError`, naming the entry, where the bytes are no image.
     """
     mode = "L" if channels == 1 else "RGB"
     if PurePosixPath(name).suffix.lower() in DICOM or data[128:132] == b"DICM":
-        return Image.fromarray(to_eight_bits(dicom_array(data, name), whole_range=True)).convert(mode)
+        return Image.fromarray(dicom_pixels(data, name)).convert(mode)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if smallest and image.format == "JPEG":
             image.draft(None, (smallest, smallest))
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            raise MstlError(f"{name}: this TIFF file holds {image.n_frames} pages; save the pages that you mean as single images")
         image.load()
         image = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
         raise MstlError(f"{name}: refused, because it would unfold to more pixels than any image should ({problem}); "
                         "shrink it, or leave it out") from None
-    except MemoryError:
+    except (MemoryError, MstlError):
         raise
     except Exception as problem:  # Pillow's decoders raise many types (OSError, SyntaxError, struct.error, ValueError …)
         raise MstlError(f"{name}: this image does not decode ({_brief(problem)}); "
@@ -62,52 +64,64 @@ def decode(data: bytes, name: str, channels: int = 1, *, smallest: int | None = 
     return image.convert(mode)
 
 
-def to_eight_bits(values: np.ndarray, *, whole_range: bool = False) -> np.ndarray:
-    """`values` of any depth as uint8. uint8 stays as it is; else the 0.1 to 99.9 percentiles (or, with `whole_range`,
-    the least and the largest value) become 0 and 255, so that a 12-bit image in a 16-bit file is not black."""
+def to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """`values` of any depth as uint8. uint8 stays as it is; else the 0.1 and 99.9 percentiles become 0 and 255, so that a
+    12-bit image in a 16-bit file is not black and a few hot pixels do not darken the rest."""
     if values.dtype == np.uint8:
         return values
     values = values.astype(np.float64)
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return np.zeros(values.shape, np.uint8)
-    low, high = (finite.min(), finite.max()) if whole_range else np.percentile(finite, [0.1, 99.9])
+    low, high = np.percentile(finite, [0.1, 99.9])
     if high <= low:
         low, high = finite.min(), finite.max()
-    span = high - low if high > low else 1.0
-    return np.rint(np.clip((np.nan_to_num(values, nan=low) - low) / span, 0, 1) * 255).astype(np.uint8)
+    return _shares_to_eight_bits((np.nan_to_num(values, nan=low) - low) / (high - low if high > low else 1.0))
 
 
-def dicom_array(data: bytes, name: str) -> np.ndarray:
-    """Display values of a DICOM image: modality LUT, VOI LUT or window, MONOCHROME1 inverted; (H, W) float or (H, W, 3) uint8.
+def dicom_pixels(data: bytes, name: str) -> np.ndarray:
+    """A DICOM image as the radiologist sees it: uint8 (H, W), or (H, W, 3) for a colour image.
 
-    Where the file has a window, values outside it are cut, so that 0 and the maximum mean what the radiologist saw; without
-    one, the 0.1 to 99.9 percentiles are taken. Multi-frame files are refused.
+    Modality LUT, then the VOI LUT or the first VOI window (LINEAR, LINEAR_EXACT or SIGMOID, DICOM PS3.3 C.11.2), whose ends become
+    0 and 255; without either, the 0.1 and 99.9 percentiles. MONOCHROME1 is inverted. A file of several frames is refused.
     """
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
 
     try:
         header = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
         pixels = header.pixel_array
     except Exception as problem:  # pydicom and its plug-ins raise many types
-        raise MstlError(f"{name}: this DICOM file does not decode ({_brief(problem)}); export it uncompressed or as 16-bit PNG") from None
+        raise MstlError(f"{name}: this DICOM file does not decode ({_brief(problem)}); export it uncompressed, or as 16-bit PNG") from None
     if int(header.get("NumberOfFrames", 1) or 1) > 1:
         raise MstlError(f"{name}: this DICOM file holds {header.NumberOfFrames} frames; export the frames that you mean as single images")
-    if header.get("SamplesPerPixel", 1) == 3:
-        if "YBR" in header.get("PhotometricInterpretation", ""):
-            from pydicom.pixels import convert_color_space
-
-            pixels = convert_color_space(pixels, header.PhotometricInterpretation, "RGB")
-        return to_eight_bits(pixels)
-    values = apply_modality_lut(pixels, header)
-    if "VOILUTSequence" in header or ("WindowCenter" in header and "WindowWidth" in header):
-        values = apply_voi_lut(values, header).astype(np.float64)
+    meaning = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    if pixels.ndim == 3:
+        return to_eight_bits(convert_color_space(pixels, meaning, "RGB") if meaning.startswith("YBR") else pixels)
+    values = np.asarray(apply_modality_lut(pixels, header))
+    if header.get("VOILUTSequence"):
+        table = np.asarray(header.VOILUTSequence[0].LUTData)
+        values = np.asarray(apply_voi_lut(values, header, prefer_lut=True), np.float64)
+        shown = _shares_to_eight_bits(values / max(1.0, float(np.max(table)) if table.dtype.kind in "iu" else values.max()))
+    elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+        shown = _shares_to_eight_bits(_windowed(values.astype(np.float64), header))
     else:
-        values = to_eight_bits(np.asarray(values, np.float64)).astype(np.float64)
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.max() + values.min() - values
-    return values
+        shown = to_eight_bits(values.astype(np.float64))
+    return 255 - shown if meaning == "MONOCHROME1" else shown
+
+
+def _windowed(values: np.ndarray, header) -> np.ndarray:
+    center, width = (float(np.atleast_1d(np.asarray(value, float))[0]) for value in (header.WindowCenter, header.WindowWidth))
+    function = header.get("VOILUTFunction", "LINEAR")
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / max(width, 1e-9), -700, 700)))
+    if function == "LINEAR_EXACT":
+        return (values - center) / max(width, 1e-9) + 0.5
+    return (values - (center - 0.5)) / max(width - 1, 1e-9) + 0.5
+
+
+def _shares_to_eight_bits(shares: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,8 +57,9 @@ def prepare(card: Card, jobs: Sequence[Job], folder: Path, size: int, *, with_ma
     first = np.cumsum([0, *(len(job.rows) for job in jobs)])
     boxes: list[tuple] = []
     extras: list[dict] = [{} for _ in rows]
-    with writing(folder, card.name) as aside, _pixel_file(aside / "images.npy", (len(rows), size, size, card.channels)) as put:
-        with _pixel_file(aside / "masks.npy", (len(rows), size, size) if with_masks else None) as put_mask:
+    with writing(folder, card.name) as aside:
+        with (_pixel_file(aside / "images.npy", (len(rows), size, size, card.channels)) as put,
+              _pixel_file(aside / "masks.npy", (len(rows), size, size) if with_masks else None) as put_mask):
 
             def run(number: int) -> int:
                 pictures = jobs[number].make(size, card.channels)
@@ -115,29 +117,24 @@ def available_cores() -> int:
 
 @contextmanager
 def _pixel_file(path: Path, shape: tuple[int, ...] | None) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """A .npy file of uint8 that threads fill row by row. Written by `pwrite`, not through a map: on a full disk a map
-    ends the process by SIGBUS, a write raises OSError."""
+    """A .npy file of uint8 that threads fill row by row. Written, not mapped: on a full disk a map ends the process by
+    SIGBUS, a write raises OSError."""
     if shape is None:
         yield lambda at, row: None
         return
+    one_at_a_time = threading.Lock()
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        file.flush()
         start, stride = file.tell(), int(np.prod(shape[1:]))
 
         def put(at: int, row: np.ndarray) -> None:
             if row.shape != shape[1:] or row.dtype != np.uint8:
                 raise MstlError(f"{path.name}: row {at} is {row.dtype} {row.shape}, not uint8 {shape[1:]}")
-            _write_at(file.fileno(), row.tobytes(), start + at * stride)
+            with one_at_a_time:
+                file.seek(start + at * stride)
+                file.write(row.tobytes())
 
         yield put
-
-
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(descriptor, view, offset)
-        view, offset = view[done:], offset + done
 
 
 def _described(card: Card, rows: list[Row], extras: list[dict], aside: Path, boxes: list[tuple] | None, masks: bool,
