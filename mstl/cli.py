@@ -1,0 +1,193 @@
+"""The command line: ``mstl data``, ``mstl run``, ``mstl book``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import mstl
+from mstl.errors import MstlError
+
+_MAIN = """\
+examples:
+  mstl data list                       the data sets, what they are for and where they come from
+  mstl data prepare busi --size 96     decode an archive once, into data/prepared/
+  mstl data audit busi                 look for copies, near-copies and label conflicts
+  mstl run smoke --estimate            what the study would cost: runs, minutes, disk
+  mstl run workshop                    run it, two runs at a time; again to continue after an interruption
+  mstl book workshop                   render the executed notebooks as a book
+
+Results are written below the checkout, or below $MSTL_HOME. Archives are looked for in data/raw/ and in the folders of $MSTL_DATA.
+"""
+_RUN = """\
+STUDY is the name of a file in studies/ (without .yml) or the path of your own. Runs that are finished are not done again;
+an interrupted one continues. Options that mstl does not know go to Snakemake:
+
+  mstl run smoke                       two runs at a time
+  mstl run smoke --jobs 1 -n           only say what would run, and why
+  mstl run smoke --until 20_bridge_lite0_cells
+  mstl run reference --keep-going      go on with independent runs after a failure
+  mstl run paper --executor slurm --slurm-no-account --slurm-status-command squeue
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit code: 0 done, 1 a run failed, 2 a mistake in what was asked for, 130 interrupted."""
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    if rest and given.action is not _run:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return given.action(given, rest) or 0
+    except MstlError as error:
+        if given.debug:
+            raise
+        print(f"mstl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mstl: interrupted; the same command continues.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    keep = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="mstl", formatter_class=keep, epilog=_MAIN, allow_abbrev=False,
+                                     description="Multistage transfer learning in medical imaging: data, studies and the book.")
+    parser.add_argument("--version", action="version", version=f"mstl {mstl.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="list, prepare and audit data sets", description="Data sets.").add_subparsers(
+        required=True, metavar="ACTION")
+    listing = data.add_parser("list", help="the catalog", description="The data sets of the catalog, and whether they are here.")
+    listing.set_defaults(action=_data_list)
+    prepare = data.add_parser("prepare", help="decode into data/prepared/", description="Decode data sets once into data/prepared/.")
+    prepare.add_argument("names", nargs="+", metavar="NAME", help="a name of the catalog, or a folder with manifest.csv")
+    prepare.add_argument("--size", type=int, default=96, help="side in pixels (default: 96)")
+    prepare.set_defaults(action=_data_prepare)
+    audit = data.add_parser("audit", help="copies, near-copies, label conflicts",
+                            description="Look for images that occur twice, exactly or nearly, and for those that carry two labels.")
+    audit.add_argument("names", nargs="+", metavar="NAME", help="a name of the catalog, or a folder with manifest.csv")
+    audit.add_argument("--size", type=int, default=96, help="side in pixels (default: 96)")
+    audit.set_defaults(action=_data_audit)
+
+    run = commands.add_parser("run", help="run a study", formatter_class=keep, epilog=_RUN, description="Run a study.",
+                              allow_abbrev=False)
+    run.add_argument("study", metavar="STUDY")
+    run.add_argument("--jobs", "-j", type=int, default=2, help="runs at a time (default: 2)")
+    run.add_argument("--estimate", action="store_true", help="print runs, minutes and disk, and start nothing")
+    run.set_defaults(action=_run)
+
+    book = commands.add_parser("book", help="render the book of a study", description="Render the book of a study that has run.")
+    book.add_argument("study", metavar="STUDY", nargs="?", default="workshop", help="default: workshop")
+    book.set_defaults(action=_book)
+    return parser
+
+
+def _run(given: argparse.Namespace, options: list[str]) -> int:
+    from mstl import paths, planning
+    from mstl.execute import OWNER
+    from mstl.locks import Lock
+    from mstl.study import THREADS
+
+    if given.jobs < 1:
+        raise MstlError(f"--jobs is the number of runs at a time, but is {given.jobs}: give 1 or more.")
+    study = planning.read_study(given.study)
+    runs = planning.plan(study)
+    planning.verify(runs)
+    folder = planning.folder(study)
+    if given.estimate:
+        print(planning.describe(planning.estimate(study, jobs=given.jobs)))
+        return 0
+    with Lock(folder / ".lock").acquire(f"The study {study.name} ({folder})") as lock:
+        done = sum(planning.finished(study, run) for run in runs)
+        print(f"Study {study.name}: {len(runs)} runs, {done} finished before, {given.jobs} at a time, into {folder}", flush=True)
+        environment = os.environ | dict.fromkeys(THREADS, str(study.threads)) | {OWNER: f"{os.getpid()}@{platform.node()}"}
+        packages = [str(paths.share("workflow")), *([str(root)] if ((root := Path(mstl.__file__).parent.parent) / "pyproject.toml").is_file() else [])]
+        environment["PYTHONPATH"] = os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+        began = time.monotonic()
+        code = _call([
+            sys.executable, "-m", "snakemake", "--snakefile", str(paths.share("workflow", "Snakefile")), "--directory", str(folder),
+            *_profile(paths.share("workflow", "profile", "config.yaml")), "--cores", str(given.jobs * study.threads),
+            "--nolock",  # the study's own lock is held, and unlike Snakemake's it dies with its holder
+            "--logger", "mstl", "--config", f"study={_absolute(given.study)}", *options,
+        ], environment, lock)
+    if code:
+        print(f"mstl: study {study.name} did not finish; mend what failed, and the same command continues.", file=sys.stderr)
+        return 130 if code in (130, -2) else 1
+    if all(planning.finished(study, run) for run in runs):
+        print(f"Study {study.name} is finished ({time.monotonic() - began:.0f} s). Next: mstl book {given.study}")
+    return 0
+
+
+def _call(command: list[str], environment: dict[str, str], lock) -> int:
+    """Run a command that inherits the lock; on Ctrl-C wait until it has ended its own jobs."""
+    process = subprocess.Popen(command, env=environment, **({} if os.name == "nt" else {"pass_fds": [lock.fileno()]}))
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # Snakemake got it as well
+
+
+def _profile(path: Path) -> list[str]:
+    """The settings of a Snakemake profile as options: Snakemake announces a profile that it is given, at every call."""
+    import yaml
+
+    words: list[str] = ["--workflow-profile", "none"]
+    for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        if value is not False:
+            words += [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+    return words
+
+
+def _absolute(study: str) -> str:
+    return str(Path(study).expanduser().resolve()) if study.endswith((".yml", ".yaml")) else study
+
+
+def _book(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl import report
+
+    report.build_book(given.study)
+    return 0
+
+
+def _data_list(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl.datasets.catalog import catalog
+
+    cards = catalog()
+    width = max(map(len, cards))
+    for name, card in cards.items():
+        kind = f"{card.role}, {card.modality}" + (", simulated" if card.simulated else "")
+        print(f"{name:<{width}}  {card.title}\n{'':<{width}}  {kind} · {', '.join(card.classes[:4])} · {card.licence}")
+    return 0
+
+
+def _data_prepare(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl import datasets
+
+    for name in given.names:
+        data = datasets.load(name, size=given.size)
+        print(f"{data.name}: {len(data)} images of {data.size} px, {len(data.classes)} classes, {len(set(data.groups))} groups, hash {data.hash[:12]}")
+    return 0
+
+
+def _data_audit(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl import datasets
+    from mstl.datasets import splits
+
+    for name in given.names:
+        audit = splits.audit(datasets.load(name, size=given.size))
+        print(f"{name}: {audit.sentence()}")
+        print(audit.summary().to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

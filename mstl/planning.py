@@ -1,0 +1,445 @@
+"""Study files: what may stand in them, the runs they ask for, and what these will cost.
+
+A study is a YAML file in ``studies/`` (or anywhere, given by its path). Every key is documented on the models below and
+in ``studies/smoke.yml``; a key that is not known, a wrong type or an impossible value is an error of one sentence that
+names the key. :func:`plan` expands a study into its runs, in the order in which they can be executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mstl import paths, templates
+from mstl.errors import MstlError
+from mstl.study import RECORD, slug
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
+Arm = Literal["scratch", "ctl", "mstl"]
+Augmentation = Literal["none", "natural", "microscopy", "ultrasound", "mammogram", "radiograph"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RecipeKeys(_Keys):
+    """Any part of a training recipe; what is left out comes from the study's ``recipe``, then from the defaults of
+    ``mstl.training.Recipe``, where each is explained. ``epochs`` and ``steps`` exclude each other."""
+
+    optimizer: Literal["adamw", "sgd", "adam", "adagrad"] | None = None
+    lr: Rate | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Share | None = None
+    schedule: Literal["constant", "linear", "cosine"] | None = None
+    warmup: Share | None = None
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    batch_size: Positive | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    freeze: Annotated[str, Field(pattern=r"^(none|backbone|stages:[1-9]\d*)$")] | None = None
+    label_smoothing: Share | None = None
+    class_weights: Literal["none", "balanced"] | None = None
+    augmentation: Augmentation | None = None
+    patience: Annotated[int, Field(ge=0)] | None = None
+    keep: Literal["best", "last"] | None = None
+    monitor: Literal["auc", "loss", "accuracy"] | None = None
+    precision: Literal["no", "bf16", "fp16"] | None = None
+
+    def over(self, base: Mapping[str, Any]) -> dict[str, Any]:
+        """These keys over ``base``; ``steps`` here silences ``epochs`` there and the other way round."""
+        own = self.model_dump(exclude_none=True)
+        silenced = {"epochs", "steps"} if {"epochs", "steps"} & set(own) else set()
+        return {key: value for key, value in base.items() if key not in silenced} | own
+
+
+class DataKeys(_Keys):
+    """A data set: ``data`` is a name of the catalog (``mstl data list``) or the path of a folder with ``manifest.csv``
+    (relative to the study's file, the home folder or the current one); ``options`` go to ``mstl.datasets.load``."""
+
+    data: str
+    options: dict[str, Any] = {}
+
+
+class Lineage(_Keys):
+    """A backbone and where its weights come from. ``source``: imagenet, none, a data set to train on, or a weights file."""
+
+    name: Name
+    backbone: str
+    source: str = "imagenet"
+    source_options: dict[str, Any] = {}
+    source_recipe: RecipeKeys = RecipeKeys()
+
+
+class Bridge(DataKeys):
+    """The bridge domain between source and target: trained once for every lineage and chain."""
+
+    name: Name
+    recipe: RecipeKeys = RecipeKeys()
+
+
+class Settings(_Keys):
+    """What a variant of a target may change; what is left out stays as the target has it."""
+
+    classes: list[str] | None = None  # labels index into this order; the last is the positive one; empty: all
+    options: dict[str, Any] | None = None
+    design: Literal["folds", "holdout", "published"] | None = None
+    folds: Annotated[int, Field(ge=3)] | None = None
+    draws: Positive | None = None  # of training and validation images (holdout, published)
+    n_train: Annotated[int, Field(ge=0)] | None = None  # images; 0: all that there are
+    n_val: Annotated[int, Field(ge=0)] | None = None  # images; 0: a quarter of n_train, or the published part
+    test: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of images (holdout)
+    group_by_cluster: bool | None = None  # near-copies found by the audit stay on one side
+    augmentation: Augmentation | None = None
+    recipe: RecipeKeys = RecipeKeys()
+    arms: list[Arm] | None = None  # default: the study's
+    seeds: list[int] | None = None  # chains; default: the study's
+
+
+class Target(Settings, DataKeys):
+    """A target task. The settings are those of :class:`Settings`; ``variants`` are further runs that change some."""
+
+    title: str = ""
+    options: dict[str, Any] = {}
+    classes: list[str] = []
+    design: Literal["folds", "holdout", "published"] = "folds"
+    folds: Annotated[int, Field(ge=3)] = 5
+    draws: Positive = 1
+    n_train: Annotated[int, Field(ge=0)] = 0
+    n_val: Annotated[int, Field(ge=0)] = 0
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    group_by_cluster: bool = False
+    variants: dict[Name, Settings] = {}
+
+    def varied(self, name: str) -> Target:
+        """The target as its variant has it; the name "" is the target itself."""
+        if not name:
+            return self
+        change = self.variants[name]
+        keys = {key: value for key, value in change if key != "recipe" and value is not None}
+        return self.model_copy(update=keys | {"recipe": RecipeKeys(**change.recipe.over(self.recipe.over({})))})
+
+
+class Tuning(_Keys):
+    """The budget of every arm: each learning rate with each number of optimiser steps, chosen on validation; the arm
+    ``scratch`` tries ``scratch_extra_steps`` besides, at its best rate. No ``lrs``: the recipe as it stands, untuned."""
+
+    lrs: list[Rate] = []
+    steps: list[Positive] = []
+    scratch_extra_steps: list[Positive] = []
+
+
+class Comparison(_Keys):
+    """What is estimated, declared before the run. The contrast is first minus second arm; ``family``: the targets whose
+    tests are corrected together over ``holm`` (all when empty); margin in units of the metric."""
+
+    estimand: str = ""
+    contrast: Annotated[list[Arm], Field(min_length=2, max_length=2)] = ["mstl", "ctl"]
+    metric: Literal["auc", "accuracy", "f1"] = "auc"
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    family: list[Name] = []
+    holm: list[Literal["target", "backbone", "lineage", "bridge"]] = ["target", "lineage"]
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    n_resamples: Annotated[int, Field(ge=100)] = 2000
+    seed: int = 0
+
+
+class Study(_Keys):
+    """A whole study file."""
+
+    study: Name
+    title: str = ""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1  # of torch in one run
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 96  # pixels
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]  # chains
+    data: list[DataKeys] = []  # shown in 00_data; empty: every set that the study uses
+    lineages: Annotated[list[Lineage], Field(min_length=1)]
+    bridges: list[Bridge] = []
+    targets: Annotated[dict[Name, Target], Field(min_length=1)]
+    arms: Annotated[list[Arm], Field(min_length=1)] = ["scratch", "ctl", "mstl"]
+    recipe: RecipeKeys = RecipeKeys()
+    tuning: Tuning = Tuning()
+    comparison: Comparison = Comparison()
+    show_reference: bool = False  # compare the committed reference predictions too
+
+    @property
+    def name(self) -> str:
+        return self.study
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One execution of a stage notebook. ``needs``: the runs before it, as ``stage/slug``; ``outputs``: files that it
+    leaves in its folder; ``files``: what it reads besides (a reference table, an own manifest)."""
+
+    stage: str
+    slug: str
+    notebook: Path
+    parameters: dict[str, Any]
+    needs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return f"{self.stage}/{self.slug}"
+
+
+def studies() -> list[str]:
+    """Names of the studies that come with the project."""
+    return sorted(path.stem for path in paths.share("studies").glob("*.yml"))
+
+
+def read_study(name: str | os.PathLike) -> Study:
+    """The study of that name (see :func:`studies`) or in the YAML file at that path, checked."""
+    path = Path(name).expanduser()
+    if path.suffix not in (".yml", ".yaml"):
+        path = paths.share("studies", f"{name}.yml")
+        if not path.is_file():
+            raise MstlError(f"There is no study '{name}' in {path.parent}: {templates.suggestion(str(name), studies())}, "
+                            "or give the path of a YAML file.")
+    elif not path.is_file():
+        raise MstlError(f"There is no study file {path.absolute()}: give the path of a YAML file, or one of the studies "
+                        f"{', '.join(studies())}.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise MstlError(f"{path} is not valid YAML ({' '.join(str(error).split())}): mend that line.") from error
+    if not isinstance(content, dict):
+        raise MstlError(f"{path} holds no keys: copy {paths.share('studies', 'smoke.yml')}, which explains each.")
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        raise MstlError(f"{path}: {_sentence(error, content)}") from error
+    return _consistent(_located(study, path), path)
+
+
+def plan(study: Study) -> list[PlannedRun]:
+    """The runs of a study in an order in which they can be executed, each after the runs that it needs."""
+    common = {"study": study.name, "threads": study.threads, "image_size": study.image_size}
+    runs = [_run("00_data", common | _shown(study), outputs=["metrics.json"])]
+    varied = [(name, variant, target.varied(variant)) for name, target in study.targets.items() for variant in ("", *target.variants)]
+    used = {arm for _, _, target in varied for arm in target.arms or study.arms}
+    targets: list[PlannedRun] = []
+    for lineage in study.lineages:
+        if used & {"ctl", "mstl"}:
+            runs.append(source := _run("10_source", common | _source(study, lineage)))
+        for bridge in study.bridges if "mstl" in used else []:
+            runs.append(_run("20_bridge", common | _bridge(study, lineage, bridge, source.path), needs=[source.path]))
+    for lineage in study.lineages:
+        for name, variant, target in varied:
+            for arm in target.arms or study.arms:
+                for bridge in study.bridges if arm == "mstl" else [None]:
+                    parameters = common | _target(study, lineage, name, variant, target, arm, bridge)
+                    needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
+                    targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
+    runs += targets
+    runs.append(_run("60_comparison", {"study": study.name, "title": study.title, "predictions": [run.path for run in targets]}
+                     | study.comparison.model_dump(), needs=[run.path for run in targets], outputs=["metrics.json"]))
+    reference = paths.share("data", "reference", "predictions.csv")
+    if study.show_reference and reference.is_file():
+        runs.append(_reference(study, reference))
+    twice = {run.path for run in runs if [other.path for other in runs].count(run.path) > 1}
+    if twice:
+        raise MstlError(f"Study {study.name} asks twice for the run {sorted(twice)[0]}: give its lineages, bridges, targets and "
+                        "variants different names.")
+    return runs
+
+
+def verify(runs: Iterable[PlannedRun]) -> None:
+    """Check the parameters of every run against its notebook, before any is started."""
+    for run in runs:
+        templates.check(run.stage, run.parameters)
+
+
+def folder(study: Study) -> Path:
+    """Where the runs of a study lie."""
+    return paths.home("runs", study.name)
+
+
+def finished(study: Study, run: PlannedRun) -> bool:
+    return all((folder(study) / run.path / name).is_file() for name in run.outputs)
+
+
+def _run(stage: str, parameters: dict[str, Any], *, name: str = "", needs: list[str] = (), outputs: list[str] = (),
+         files: list[Path] = ()) -> PlannedRun:
+    name = name or slug(stage, parameters)
+    parameters = parameters | {"out": f"runs/{parameters['study']}/{stage}/{name}"}
+    return PlannedRun(stage, name, paths.share("notebooks", f"{stage}.ipynb"), parameters, list(needs),
+                      [RECORD, "notebook.ipynb", *outputs], [*files, *_own_files(parameters)])
+
+
+def _shown(study: Study) -> dict[str, Any]:
+    sets = {entry.data: entry.options for entry in study.data}
+    if not sets:
+        used = [*((line.source, line.source_options) for line in study.lineages if line.source not in ("imagenet", "none")),
+                *((entry.data, entry.options) for entry in [*study.bridges, *study.targets.values()])]
+        for name, options in used:
+            if not _is_weights(name):
+                sets.setdefault(name, options)
+    return {"title": study.title, "data": list(sets), "options": {name: options for name, options in sets.items() if options}}
+
+
+def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
+    trained = lineage.source not in ("imagenet", "none") and not _is_weights(lineage.source)
+    return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "options": lineage.source_options,
+            "recipe": lineage.source_recipe.over(study.recipe.over({})) if trained else {}, "seed": study.seeds[0]}
+
+
+def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict[str, Any]:
+    return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "parent": parent, "bridge": bridge.name,
+            "data": bridge.data, "options": bridge.options, "recipe": bridge.recipe.over(study.recipe.over({})), "seeds": study.seeds}
+
+
+def _target(study: Study, lineage: Lineage, name: str, variant: str, target: Target, arm: str, bridge: Bridge | None) -> dict[str, Any]:
+    recipe = target.recipe.over(study.recipe.over({}))
+    if target.augmentation is not None:
+        recipe |= {"augmentation": target.augmentation}
+    parent = {"scratch": "", "ctl": f"10_source/{slug('10_source', {'lineage': lineage.name})}"}.get(arm)
+    if bridge is not None:
+        parent = f"20_bridge/{slug('20_bridge', {'lineage': lineage.name, 'bridge': bridge.name})}"
+    keys = ("data", "classes", "options", "design", "folds", "draws", "n_train", "n_val", "test", "group_by_cluster", "title")
+    return {key: getattr(target, key) for key in keys} | {
+        "target": name, "variant": variant, "arm": arm, "lineage": lineage.name, "backbone": lineage.backbone,
+        "source": lineage.source if arm != "scratch" else "", "bridge": bridge.name if bridge else "", "parent": parent,
+        "seeds": target.seeds or study.seeds, "recipe": recipe, "lrs": study.tuning.lrs, "steps": study.tuning.steps,
+        "extra_steps": study.tuning.scratch_extra_steps if arm == "scratch" else [],
+    }
+
+
+def _same_scratch(before: list[PlannedRun], parameters: dict[str, Any]) -> list[str]:
+    """An earlier scratch run that trains the very same models (another lineage of this backbone): its fits are reused."""
+    names = ("lineage", "out")
+    same = {key: value for key, value in parameters.items() if key not in names}
+    return [run.path for run in before if {k: v for k, v in run.parameters.items() if k not in names} == same][:1]
+
+
+def _reference(study: Study, table: Path) -> PlannedRun:
+    """The comparison of the reference study, recomputed from its committed predictions with its own declaration."""
+    declared, title = study.comparison, study.title
+    if paths.share("studies", "reference.yml").is_file():
+        reference = read_study("reference")
+        declared, title = reference.comparison, reference.title
+    parameters = {"study": study.name, "title": title, "predictions": [os.path.relpath(table, paths.home())]}
+    return _run("60_comparison", parameters | declared.model_dump(), name="reference", outputs=["metrics.json"], files=[table])
+
+
+def _is_weights(source: str) -> bool:
+    return source.endswith((".pt", ".pth", ".safetensors", ".bin")) or (Path(source) / "checkpoint.json").is_file()
+
+
+def _own_files(parameters: Mapping[str, Any]) -> list[Path]:
+    """Files of the user's own that decide a run: weights, manifests, arrays."""
+    names = [parameters.get("source", ""), *([parameters["data"]] if isinstance(parameters.get("data"), str) else parameters.get("data", []))]
+    places = [paths.home(name) for name in names if "/" in name]
+    return [place / "manifest.csv" if (place / "manifest.csv").is_file() else place for place in places]
+
+
+def _located(study: Study, path: Path) -> Study:
+    """Paths in the study made absolute (or relative to the home folder where they lie below it)."""
+    def find(name: str, key: str) -> str:
+        if "/" not in name and os.sep not in name:
+            return name
+        tried = [(base / Path(name).expanduser()).resolve() for base in (path.parent, paths.home(), Path.cwd())]
+        for place in tried:
+            if place.exists():
+                return os.path.relpath(place, paths.home()) if place.is_relative_to(paths.home()) else str(place)
+        raise MstlError(f"{path}: {key} is the path '{name}', but there is nothing at {' or '.join(map(str, dict.fromkeys(tried)))}: "
+                        "mend the path.")
+
+    return study.model_copy(update={
+        "lineages": [e.model_copy(update={"source": find(e.source, f"lineages.{i}.source")}) for i, e in enumerate(study.lineages)],
+        "bridges": [e.model_copy(update={"data": find(e.data, f"bridges.{i}.data")}) for i, e in enumerate(study.bridges)],
+        "targets": {n: e.model_copy(update={"data": find(e.data, f"targets.{n}.data")}) for n, e in study.targets.items()},
+        "data": [e.model_copy(update={"data": find(e.data, f"data.{i}.data")}) for i, e in enumerate(study.data)],
+    })
+
+
+def _consistent(study: Study, path: Path) -> Study:
+    """What no single key can know."""
+    arms = {arm for target in study.targets.values() for arm in target.arms or study.arms}
+    if "mstl" in arms and not study.bridges:
+        raise MstlError(f"{path}: the arm mstl needs a bridge, but bridges is empty: name one, or leave mstl out of arms.")
+    for name in study.comparison.family:
+        if name not in study.targets:
+            raise MstlError(f"{path}: comparison.family names the target '{name}', which targets does not have: "
+                            f"{templates.suggestion(name, study.targets)}.")
+    for key in ("lineages", "bridges"):
+        names = [entry.name for entry in getattr(study, key)]
+        for name in names:
+            if names.count(name) > 1:
+                raise MstlError(f"{path}: {key} has two entries named '{name}': give each its own name.")
+    if bool(study.tuning.lrs) != bool(study.tuning.steps):
+        raise MstlError(f"{path}: tuning needs both lrs and steps, or neither: add the missing one.")
+    places = {"recipe": study.recipe} | {f"lineages.{e.name}.source_recipe": e.source_recipe for e in study.lineages} | {
+        f"bridges.{e.name}.recipe": e.recipe for e in study.bridges} | {f"targets.{n}.recipe": e.recipe for n, e in study.targets.items()}
+    for key, recipe in places.items():
+        if recipe.epochs and recipe.steps:
+            raise MstlError(f"{path}: {key} has both epochs and steps: keep one.")
+    return study
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, only true and false are booleans, a key stands once."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+                              list("-+.0123456789"))
+
+
+def _sentence(error: ValidationError, content: Any) -> str:
+    """The first problem as one sentence with the path of its key."""
+    problem = error.errors()[0]
+    where = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal[", "constrained")))]
+    key, kind = ".".join(map(str, where)), problem["type"]
+    if kind == "extra_forbidden":
+        return f"{key} is not a key of a study: {templates.suggestion(str(where[-1]), _known(where[:-1], content))}."
+    if kind == "missing":
+        return f"the key {key} is missing: add it."
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        return f"{key} must be one of {', '.join(choices)}, but is {problem['input']!r}: {templates.suggestion(problem['input'], choices)}."
+    said = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ").replace("String should match pattern", "text that matches")
+    return f"{key} should be {said}, but is {problem['input']!r}: mend the value."
+
+
+def _known(where: list[Any], content: Any) -> list[str]:
+    """The keys that a study has at this place."""
+    model: Any = Study
+    for part in where:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            if part not in model.model_fields:
+                return []
+            model = _inner(model.model_fields[part].annotation)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _inner(annotation: Any) -> Any:
+    """The model inside list[Model], dict[str, Model] or Model | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [inner for argument in getattr(annotation, "__args__", ()) if (inner := _inner(argument)) is not None]
+    return found[0] if found else None
