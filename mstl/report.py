@@ -1,0 +1,352 @@
+"""The book: the executed notebooks of a study between pages of prose, rendered by Jupyter Book.
+
+``build_book`` copies the prose and the notebooks that the study left in ``runs/`` into ``_build/book-source/<study>``, renders that
+folder with every warning an error, checks what came out (each page there, with its title, its images and their alternative text;
+nothing loaded from outside) and only then puts it in the place of the book before it.
+
+Numbers and figures of the prose are *glued*: a page names a key of an executed notebook, and a key that no run produced fails
+the build.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mstl import paths
+from mstl.errors import MstlError
+
+#: The stages whose notebook the book shows, and the question that a page without a run answers.
+STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage",
+          "60_comparison": "Comparison"}
+#: Pages without which there is no book: the prose takes its numbers from them.
+REQUIRED = ("00_data", "60_comparison", "reference")
+_GLUE_PREFIX = "application/papermill.record/"
+_NOISE = re.compile(r"\x1b\[[0-9;]*m|^.*\r(?!\n)", re.MULTILINE)
+
+
+def build_book(study: str = "workshop", *, out: str | Path | None = None) -> Path:
+    """Build the book of a study that has run; returns the path of its first page.
+
+    ``study`` is the name of a study or the path of its YAML file, ``out`` the folder of the HTML (default ``_build/html``).
+    Raises :class:`MstlError` in one sentence when a run is missing, when a page takes a number that no run produced, and when a page
+    would load anything from outside.
+    """
+    from mstl.study import plan, read_study
+
+    chosen = read_study(study)
+    runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), dict(run.parameters)) for run in plan(chosen)]
+    source = paths.home("_build", "book-source", chosen.name)
+    assemble(source, notebooks=choose(runs, study), colophon=colophon(chosen.name, runs))
+    html = render(source, Path(out) if out else paths.home("_build", "html"))
+    index = html / "index.html"
+    print(f"The book of study {chosen.name}: {index.as_uri()}")
+    return index
+
+
+@dataclass(frozen=True)
+class BookRun:
+    """A run of the study as the book sees it: its stage, its folder under ``runs/`` and the parameters it was planned with."""
+
+    stage: str
+    slug: str
+    folder: Path
+    parameters: dict[str, Any]
+
+    @property
+    def notebook(self) -> Path:
+        return self.folder / "notebook.ipynb"
+
+
+# ---------------------------------------------------------------------------------------------------------- which notebooks
+
+
+def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
+    """The executed notebook behind each page: the first run of a stage, of the target stage the first of arm ``mstl``."""
+    pages: dict[str, Path] = {}
+    for stage in STAGES:
+        candidates = [run for run in runs if run.stage == stage and run.slug != "reference"]
+        if stage == "30_target":
+            candidates = [run for run in candidates if run.parameters.get("arm") == "mstl"] or candidates
+        if candidates:
+            pages[stage] = candidates[0].notebook
+    for run in runs:
+        if run.slug == "reference" and run.stage == "60_comparison":
+            pages["reference"] = run.notebook
+    for page in REQUIRED:
+        if page not in pages:
+            raise MstlError(f"Study {study} plans no run for the book's page {page}: add it to the study's file.")
+    for page, notebook in pages.items():
+        if not notebook.is_file() or not (notebook.parent / "run.json").is_file():
+            raise MstlError(f"The book needs the run {notebook.parent.parent.name}/{notebook.parent.name} of study {study}, which has not "
+                            f"finished: run `mstl run {study}` first.")
+    return pages
+
+
+# ------------------------------------------------------------------------------------------------------- the book's source
+
+
+def assemble(source: Path, *, notebooks: Mapping[str, Path], colophon: str) -> Path:
+    """Write the whole source of the book into ``source`` (emptied first): prose, configuration, notebooks and figures."""
+    shutil.rmtree(source, ignore_errors=True)
+    (source / "book").parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(paths.share("book"), source / "book", ignore=shutil.ignore_patterns("executed", ".ipynb_checkpoints", "__pycache__"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copyfile(paths.share(name), source / name)
+    executed = source / "book" / "executed"
+    (executed / "figures").mkdir(parents=True)
+    for page, notebook in notebooks.items():
+        _copy_notebook(notebook, executed, page)
+    for stage, title in STAGES.items():
+        if stage not in notebooks:
+            (executed / f"{stage}.md").write_text(_absent_page(title), encoding="utf-8")
+    (executed / "colophon.md").write_text(colophon, encoding="utf-8")
+    return source
+
+
+def _absent_page(title: str) -> str:
+    return (f"# {title}: not part of this study\n\nThis study has no run of this stage: its chains start from weights that were trained elsewhere, "
+            "or its arms do without it.\n[](colophon.md) lists the runs that it has.\n")
+
+
+def _copy_notebook(path: Path, executed: Path, page: str) -> None:
+    """Copy an executed notebook as page ``page``: parameters hidden, log noise removed, glued figures also as files."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k in {"kernelspec", "language_info"}}
+    heading = page
+    for number, cell in enumerate(notebook["cells"]):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = _last_sentence(text) or heading
+            continue
+        if cell["cell_type"] != "code":
+            continue
+        tags = cell["metadata"].setdefault("tags", [])
+        for tag, hidden in (("injected-parameters", "hide-input"), ("parameters", "remove-cell")):
+            if tag in tags and hidden not in tags:
+                tags.append(hidden)
+        cell["outputs"] = [kept for output in cell["outputs"] if (kept := _clean_output(output, path, number)) is not None]
+        _name_figures(cell, heading)
+        _save_glued_figures(cell["outputs"], executed / "figures", page)
+    (executed / f"{page}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _clean_output(output: dict[str, Any], path: Path, number: int) -> dict[str, Any] | None:
+    """The output without progress bars, warnings on the error stream and folders of this machine; ``None`` when nothing is left."""
+    if output["output_type"] == "error":
+        raise MstlError(f"Cell {number} of {path} ended in {output['ename']} ({output['evalue'].splitlines()[0] if output['evalue'] else ''}): "
+                        "mend it and run the study again before building the book.")
+    if output["output_type"] == "stream":
+        text = _portable(_NOISE.sub("", "".join(output["text"])))
+        return {**output, "text": text} if output["name"] == "stdout" and text.strip() else None
+    data = {mime: _portable(value) for mime, value in output["data"].items() if "widget" not in mime}
+    return {**output, "data": data} if data else None
+
+
+def _portable(value: Any) -> Any:
+    """Text without this machine's folders (results are named relative to the project)."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        value = "".join(value)
+    if not isinstance(value, str):
+        return value
+    for folder in (paths.home(), paths.share()):
+        value = value.replace(f"{folder}{os.sep}", "")
+    return value
+
+
+def _name_figures(cell: dict[str, Any], heading: str) -> None:
+    """Give the images of a cell an alternative text: the cell's own, else the question that stands above it."""
+    if any(mime.startswith("image/") for output in cell["outputs"] for mime in output.get("data", {})):
+        options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
+        options.setdefault("alt", f"Figure to: {heading}")
+
+
+def _last_sentence(markdown: str) -> str:
+    """The last line of prose of a markdown cell, as plain words."""
+    lines = [line for line in markdown.splitlines() if line.strip() and not line.startswith(("```", ":::", "|", "    "))]
+    return re.sub(r"\{[^}]*\}|[`*_#$\[\]]|\([^)]*\)", "", lines[-1]).strip(" >-").replace('"', "'") if lines else ""
+
+
+def _save_glued_figures(outputs: Iterable[dict[str, Any]], folder: Path, page: str) -> None:
+    """Write each glued image as ``<page>-<key>.png``: so a page of prose can give it a caption and an alternative text."""
+    for output in outputs:
+        key = output.get("metadata", {}).get("scrapbook", {}).get("name")
+        data = output.get("data", {})
+        image = data.get("image/png") or data.get(_GLUE_PREFIX + "image/png")
+        if key and image:
+            (folder / f"{page}-{key}.png").write_bytes(base64.b64decode("".join(image)))
+
+
+def colophon(study: str, runs: Sequence[BookRun]) -> str:
+    """The page that says what made the book (MyST markdown), from the ``run.json`` of every finished run."""
+    return f"# Colophon\n\nStudy {study}, {len(runs)} runs.\n"
+
+
+# --------------------------------------------------------------------------------------------------------- render and check
+
+
+def render(source: Path, out: Path) -> Path:
+    """Render the assembled ``source`` with Jupyter Book and, when every check passes, put the pages at ``out``."""
+    build = source.parent / f"{source.name}-build"
+    shutil.rmtree(build, ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source), "--path-output", str(build),
+               "--all", "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=source,
+                          env={**os.environ, "NO_COLOR": "1", "SPHINX_THEME_CACHE": "", "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+    log = build / "build.log"
+    build.mkdir(parents=True, exist_ok=True)
+    log.write_text(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr), encoding="utf-8")
+    html = build / "_build" / "html"
+    if done.returncode != 0 or not (html / "index.html").is_file():
+        raise MstlError(_first_complaint(log, source))
+    problems = check_pages(html, source)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise MstlError(f"The book was rendered but is not fit to publish: {problems[0]}{more}; the pages are in {html}.")
+    _swap(html, out)
+    return out
+
+
+def _first_complaint(log: Path, source: Path) -> str:
+    lines = [line.replace(f"{source}{os.sep}", "") for line in log.read_text(encoding="utf-8").splitlines()]
+    found = list(dict.fromkeys(line.strip() for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b:", line)))
+    first = found[0] if found else next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"The book did not build: {first}{more}; the whole log is {log}."
+
+
+def _swap(new: Path, old: Path) -> None:
+    """Put the folder ``new`` in the place of ``old``, which is never half written."""
+    old.parent.mkdir(parents=True, exist_ok=True)
+    aside = old.with_name(f"{old.name}.before")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        os.replace(old, aside)
+    shutil.move(new, old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def toc_pages(toc: Path) -> list[str]:
+    """The pages of a table of contents, in reading order, without suffix."""
+    def walk(node: Any) -> Iterable[str]:
+        if isinstance(node, list):
+            for item in node:
+                yield from walk(item)
+        elif isinstance(node, dict):
+            for key in ("root", "file"):
+                if key in node:
+                    yield node[key]
+            for key in ("parts", "chapters", "sections"):
+                yield from walk(node.get(key, []))
+    return list(walk(yaml.safe_load(toc.read_text(encoding="utf-8"))))
+
+
+def check_pages(html: Path, source: Path) -> list[str]:
+    """What is wrong with the rendered pages, a phrase each: a page missing, without title or images, or loading from outside."""
+    problems: list[str] = []
+    for name in toc_pages(source / "_toc.yml"):
+        page = html / f"{name}.html"
+        if not page.is_file():
+            problems.append(f"the page {name} is missing")
+            continue
+        seen = PageReader.read(page)
+        if seen.titles != 1:
+            problems.append(f"the page {name} has {seen.titles} titles instead of one")
+        if "Traceback (most recent call last)" in seen.text:
+            problems.append(f"the page {name} shows a traceback")
+        wanted = _figures_in(source, name)
+        if len(seen.images) < wanted:
+            problems.append(f"the page {name} shows {len(seen.images)} of its {wanted} figures")
+        problems += [f"the page {name} shows {src} without an alternative text" for src, alt in seen.images if not alt.strip()]
+        problems += [f"the image {src} of the page {name} is missing" for src, _ in seen.images
+                     if "://" not in src and not src.startswith("data:") and not (page.parent / src.split("?")[0]).is_file()]
+    return problems + [f"{where} loads {url} from outside" for where, url in outside_urls(html)]
+
+
+def _figures_in(source: Path, name: str) -> int:
+    """How many figures the source of a page holds."""
+    prose, notebook = source / f"{name}.md", source / f"{name}.ipynb"
+    if prose.is_file():
+        return len(re.findall(r"^(?:```|:::+)\{(?:figure|image)\}", prose.read_text(encoding="utf-8"), re.MULTILINE))
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return sum("image/png" in output.get("data", {}) for cell in cells if cell["cell_type"] == "code"
+               and not {"remove-cell", "remove-output"} & set(cell["metadata"].get("tags", [])) for output in cell["outputs"])
+
+
+def outside_urls(html: Path) -> list[tuple[str, str]]:
+    """Each ``(file, url)`` that a browser would fetch from another host when it opens the pages in folder ``html``.
+
+    Links that a reader may follow do not count; scripts, style sheets, fonts, images, frames and inline scripts do.
+    """
+    found = []
+    for page in sorted(html.rglob("*.html")):
+        if "_static" not in page.relative_to(html).parts:
+            found += [(page.relative_to(html).as_posix(), url) for url in PageReader.read(page).loads if _is_outside(url)]
+    for sheet in sorted(html.rglob("*.css")):
+        found += [(sheet.relative_to(html).as_posix(), url) for url in _css_loads(sheet.read_text(encoding="utf-8", errors="replace")) if _is_outside(url)]
+    return found
+
+
+def _is_outside(url: str) -> bool:
+    return re.match(r"(?:[a-z]+:)?//", url.strip(), re.IGNORECASE) is not None and "//www.w3.org/" not in url
+
+
+def _css_loads(css: str) -> list[str]:
+    css = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)
+    return [a or b for a, b in re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", css)]
+
+
+class PageReader(HTMLParser):
+    """Collects from one page its titles, its images with their alternative texts, its text, and what it loads."""
+
+    _LOADING = {"script": ("src",), "img": ("src", "srcset"), "source": ("src", "srcset"), "iframe": ("src",), "video": ("src", "poster"),
+                "audio": ("src",), "embed": ("src",), "object": ("data",), "track": ("src",), "use": ("href", "xlink:href"), "image": ("href", "xlink:href")}
+    _LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest", "apple-touch-icon"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles = 0
+        self.images: list[tuple[str, str]] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self._inside = ""
+
+    @classmethod
+    def read(cls, page: Path) -> PageReader:
+        reader = cls()
+        reader.feed(page.read_text(encoding="utf-8"))
+        return reader
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self._inside = tag if tag in ("script", "style") else self._inside
+        self.titles += tag == "h1"
+        if tag == "img" and "logo" not in values.get("class", ""):
+            self.images.append((values.get("src", ""), values.get("alt", "")))
+        self.loads += [part.strip().split(" ")[0] for name in self._LOADING.get(tag, ()) for part in values.get(name, "").split(",") if part]
+        if tag == "link" and self._LINKS & set(values.get("rel", "").lower().split()):
+            self.loads.append(values.get("href", ""))
+        self.loads += _css_loads(values.get("style", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "style":
+            self.loads += _css_loads(data)
+        elif self._inside == "script":
+            self.loads += re.findall(r"['\"`]((?:https?:)?//[\w.-]+\.[a-z]{2,}[^'\"`\s]*)", data)
+        else:
+            self.text += data
