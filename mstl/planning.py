@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,7 +22,11 @@ from mstl import paths, templates
 from mstl.errors import MstlError
 from mstl.study import RECORD, slug
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
+_PATTERNS = {r"^[a-z0-9][a-z0-9_.]*$": "lower-case letters, digits, _ and . only", r"^[a-z0-9][a-z0-9_.-]*$": "lower-case letters, digits, _ . and - only",
+             r"^(none|backbone|stages:[1-9]\d*)$": "none, backbone or stages:K"}
+_NAME, _STUDY, _FREEZE = _PATTERNS
+_TUNED = {"lr", "epochs", "steps"}
+Name = Annotated[str, Field(pattern=_NAME)]
 Arm = Literal["scratch", "ctl", "mstl"]
 Augmentation = Literal["none", "natural", "microscopy", "ultrasound", "mammogram", "radiograph"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -35,8 +39,9 @@ class _Keys(BaseModel):
 
 
 class RecipeKeys(_Keys):
-    """Any part of a training recipe; what is left out comes from the study's ``recipe``, then from the defaults of
-    ``mstl.training.Recipe``, where each is explained. ``epochs`` and ``steps`` exclude each other."""
+    """Any part of a training recipe; what is left out comes from the study's ``recipe``, then from the stage's notebook
+    and the defaults of ``mstl.training.Recipe``, where each is explained. ``epochs`` and ``steps`` exclude each other.
+    Learning rate and length of target training are the business of ``tuning``."""
 
     optimizer: Literal["adamw", "sgd", "adam", "adagrad"] | None = None
     lr: Rate | None = None
@@ -48,7 +53,7 @@ class RecipeKeys(_Keys):
     steps: Positive | None = None
     batch_size: Positive | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    freeze: Annotated[str, Field(pattern=r"^(none|backbone|stages:[1-9]\d*)$")] | None = None
+    freeze: Annotated[str, Field(pattern=_FREEZE)] | None = None
     label_smoothing: Share | None = None
     class_weights: Literal["none", "balanced"] | None = None
     augmentation: Augmentation | None = None
@@ -57,11 +62,16 @@ class RecipeKeys(_Keys):
     monitor: Literal["auc", "loss", "accuracy"] | None = None
     precision: Literal["no", "bf16", "fp16"] | None = None
 
-    def over(self, base: Mapping[str, Any]) -> dict[str, Any]:
+    def over(self, base: RecipeKeys) -> RecipeKeys:
         """These keys over ``base``; ``steps`` here silences ``epochs`` there and the other way round."""
         own = self.model_dump(exclude_none=True)
-        silenced = {"epochs", "steps"} if {"epochs", "steps"} & set(own) else set()
-        return {key: value for key, value in base.items() if key not in silenced} | own
+        length = {"epochs", "steps"} if {"epochs", "steps"} & set(own) else set()
+        return RecipeKeys(**base.model_dump(exclude_none=True, exclude=length) | own)
+
+    def parameters(self) -> dict[str, Any]:
+        """For a notebook whose default length is in epochs."""
+        own = self.model_dump(exclude_none=True)
+        return own | ({"epochs": None} if "steps" in own else {})
 
 
 class DataKeys(_Keys):
@@ -89,6 +99,15 @@ class Bridge(DataKeys):
     recipe: RecipeKeys = RecipeKeys()
 
 
+class Tuning(_Keys):
+    """The budget of every arm: each learning rate with each number of optimiser steps, chosen on validation; the arm
+    ``scratch`` tries ``scratch_extra_steps`` besides, at its best rate."""
+
+    lrs: Annotated[list[Rate], Field(min_length=1)]
+    steps: Annotated[list[Positive], Field(min_length=1)]
+    scratch_extra_steps: list[Positive] = []
+
+
 class Settings(_Keys):
     """What a variant of a target may change; what is left out stays as the target has it."""
 
@@ -103,6 +122,7 @@ class Settings(_Keys):
     group_by_cluster: bool | None = None  # near-copies found by the audit stay on one side
     augmentation: Augmentation | None = None
     recipe: RecipeKeys = RecipeKeys()
+    tuning: Tuning | None = None  # default: the study's
     arms: list[Arm] | None = None  # default: the study's
     seeds: list[int] | None = None  # chains; default: the study's
 
@@ -128,16 +148,7 @@ class Target(Settings, DataKeys):
             return self
         change = self.variants[name]
         keys = {key: value for key, value in change if key != "recipe" and value is not None}
-        return self.model_copy(update=keys | {"recipe": RecipeKeys(**change.recipe.over(self.recipe.over({})))})
-
-
-class Tuning(_Keys):
-    """The budget of every arm: each learning rate with each number of optimiser steps, chosen on validation; the arm
-    ``scratch`` tries ``scratch_extra_steps`` besides, at its best rate. No ``lrs``: the recipe as it stands, untuned."""
-
-    lrs: list[Rate] = []
-    steps: list[Positive] = []
-    scratch_extra_steps: list[Positive] = []
+        return self.model_copy(update=keys | {"recipe": change.recipe.over(self.recipe)})
 
 
 class Comparison(_Keys):
@@ -158,7 +169,7 @@ class Comparison(_Keys):
 class Study(_Keys):
     """A whole study file."""
 
-    study: Name
+    study: Annotated[str, Field(pattern=_STUDY)]
     title: str = ""
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of torch in one run
     image_size: Annotated[int, Field(ge=16, le=1024)] = 96  # pixels
@@ -169,7 +180,7 @@ class Study(_Keys):
     targets: Annotated[dict[Name, Target], Field(min_length=1)]
     arms: Annotated[list[Arm], Field(min_length=1)] = ["scratch", "ctl", "mstl"]
     recipe: RecipeKeys = RecipeKeys()
-    tuning: Tuning = Tuning()
+    tuning: Tuning
     comparison: Comparison = Comparison()
     show_reference: bool = False  # compare the committed reference predictions too
 
@@ -207,21 +218,23 @@ def read_study(name: str | os.PathLike) -> Study:
     if path.suffix not in (".yml", ".yaml"):
         path = paths.share("studies", f"{name}.yml")
         if not path.is_file():
-            raise MstlError(f"There is no study '{name}' in {path.parent}: {templates.suggestion(str(name), studies())}, "
-                            "or give the path of a YAML file.")
+            raise MstlError(f"There is no study '{name}' in {path.parent}: {templates.suggestion(str(name), studies())} "
+                            "The path of a YAML file does as well.")
     elif not path.is_file():
         raise MstlError(f"There is no study file {path.absolute()}: give the path of a YAML file, or one of the studies "
                         f"{', '.join(studies())}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
-        raise MstlError(f"{path} is not valid YAML ({' '.join(str(error).split())}): mend that line.") from error
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise MstlError(f"{path} is not valid YAML{line} ({getattr(error, 'problem', None) or error}): mend it there.") from error
     if not isinstance(content, dict):
         raise MstlError(f"{path} holds no keys: copy {paths.share('studies', 'smoke.yml')}, which explains each.")
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        raise MstlError(f"{path}: {_sentence(error, content)}") from error
+        raise MstlError(f"{path}: {_sentence(error)}") from error
     return _consistent(_located(study, path), path)
 
 
@@ -245,8 +258,8 @@ def plan(study: Study) -> list[PlannedRun]:
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
     runs += targets
-    runs.append(_run("60_comparison", {"study": study.name, "title": study.title, "predictions": [run.path for run in targets]}
-                     | study.comparison.model_dump(), needs=[run.path for run in targets], outputs=["metrics.json"]))
+    runs.append(_run("60_comparison", _comparison(study) | {"predictions": [run.path for run in targets]},
+                     needs=[run.path for run in targets], outputs=["metrics.json"]))
     reference = paths.share("data", "reference", "predictions.csv")
     if study.show_reference and reference.is_file():
         runs.append(_reference(study, reference))
@@ -294,16 +307,17 @@ def _shown(study: Study) -> dict[str, Any]:
 def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
     trained = lineage.source not in ("imagenet", "none") and not _is_weights(lineage.source)
     return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "options": lineage.source_options,
-            "recipe": lineage.source_recipe.over(study.recipe.over({})) if trained else {}, "seed": study.seeds[0]}
+            "recipe": lineage.source_recipe.over(study.recipe).parameters() if trained else {}, "seed": study.seeds[0]}
 
 
 def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict[str, Any]:
     return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "parent": parent, "bridge": bridge.name,
-            "data": bridge.data, "options": bridge.options, "recipe": bridge.recipe.over(study.recipe.over({})), "seeds": study.seeds}
+            "data": bridge.data, "options": bridge.options, "recipe": bridge.recipe.over(study.recipe).parameters(), "seeds": study.seeds}
 
 
 def _target(study: Study, lineage: Lineage, name: str, variant: str, target: Target, arm: str, bridge: Bridge | None) -> dict[str, Any]:
-    recipe = target.recipe.over(study.recipe.over({}))
+    recipe = target.recipe.over(study.recipe).model_dump(exclude_none=True, exclude=_TUNED)
+    tuning = target.tuning or study.tuning
     if target.augmentation is not None:
         recipe |= {"augmentation": target.augmentation}
     parent = {"scratch": "", "ctl": f"10_source/{slug('10_source', {'lineage': lineage.name})}"}.get(arm)
@@ -313,8 +327,8 @@ def _target(study: Study, lineage: Lineage, name: str, variant: str, target: Tar
     return {key: getattr(target, key) for key in keys} | {
         "target": name, "variant": variant, "arm": arm, "lineage": lineage.name, "backbone": lineage.backbone,
         "source": lineage.source if arm != "scratch" else "", "bridge": bridge.name if bridge else "", "parent": parent,
-        "seeds": target.seeds or study.seeds, "recipe": recipe, "lrs": study.tuning.lrs, "steps": study.tuning.steps,
-        "extra_steps": study.tuning.scratch_extra_steps if arm == "scratch" else [],
+        "seeds": target.seeds or study.seeds, "recipe": recipe, "lrs": tuning.lrs, "steps": tuning.steps,
+        "extra_steps": tuning.scratch_extra_steps if arm == "scratch" else [],
     }
 
 
@@ -325,14 +339,23 @@ def _same_scratch(before: list[PlannedRun], parameters: dict[str, Any]) -> list[
     return [run.path for run in before if {k: v for k, v in run.parameters.items() if k not in names} == same][:1]
 
 
+def _comparison(study: Study) -> dict[str, Any]:
+    return study.comparison.model_dump() | {
+        "study": study.name, "title": study.title, "titles": {name: target.title for name, target in study.targets.items() if target.title},
+        "simulated": any(_simulated(target.data) for target in study.targets.values())}
+
+
 def _reference(study: Study, table: Path) -> PlannedRun:
     """The comparison of the reference study, recomputed from its committed predictions with its own declaration."""
-    declared, title = study.comparison, study.title
-    if paths.share("studies", "reference.yml").is_file():
-        reference = read_study("reference")
-        declared, title = reference.comparison, reference.title
-    parameters = {"study": study.name, "title": title, "predictions": [os.path.relpath(table, paths.home())]}
-    return _run("60_comparison", parameters | declared.model_dump(), name="reference", outputs=["metrics.json"], files=[table])
+    declared = _comparison(read_study("reference" if "reference" in studies() else study.name))
+    parameters = declared | {"study": study.name, "predictions": [os.path.relpath(table, paths.home())]}
+    return _run("60_comparison", parameters, name="reference", outputs=["metrics.json"], files=[table])
+
+
+def _simulated(name: str) -> bool:
+    from mstl.datasets.catalog import catalog
+
+    return name in catalog() and catalog()[name].simulated
 
 
 def _is_weights(source: str) -> bool:
@@ -350,11 +373,13 @@ def _located(study: Study, path: Path) -> Study:
     """Paths in the study made absolute (or relative to the home folder where they lie below it)."""
     def find(name: str, key: str) -> str:
         if "/" not in name and os.sep not in name:
+            if not (key.endswith("source") and name in ("imagenet", "none")):
+                _check_name(name, key, path)
             return name
         tried = [(base / Path(name).expanduser()).resolve() for base in (path.parent, paths.home(), Path.cwd())]
         for place in tried:
             if place.exists():
-                return os.path.relpath(place, paths.home()) if place.is_relative_to(paths.home()) else str(place)
+                return f"./{place.relative_to(paths.home())}" if place.is_relative_to(paths.home()) else str(place)
         raise MstlError(f"{path}: {key} is the path '{name}', but there is nothing at {' or '.join(map(str, dict.fromkeys(tried)))}: "
                         "mend the path.")
 
@@ -366,6 +391,15 @@ def _located(study: Study, path: Path) -> Study:
     })
 
 
+def _check_name(name: str, key: str, path: Path) -> None:
+    from mstl.datasets.catalog import catalog
+
+    if name not in catalog():
+        known = [*catalog(), *(["imagenet", "none"] if key.endswith("source") else [])]
+        raise MstlError(f"{path}: {key} is '{name}', which the catalog does not have: {templates.suggestion(name, known)} "
+                        "The path of something of your own has a slash in it, as in ./my-images.")
+
+
 def _consistent(study: Study, path: Path) -> Study:
     """What no single key can know."""
     arms = {arm for target in study.targets.values() for arm in target.arms or study.arms}
@@ -374,19 +408,20 @@ def _consistent(study: Study, path: Path) -> Study:
     for name in study.comparison.family:
         if name not in study.targets:
             raise MstlError(f"{path}: comparison.family names the target '{name}', which targets does not have: "
-                            f"{templates.suggestion(name, study.targets)}.")
+                            f"{templates.suggestion(name, study.targets)}")
     for key in ("lineages", "bridges"):
         names = [entry.name for entry in getattr(study, key)]
         for name in names:
             if names.count(name) > 1:
                 raise MstlError(f"{path}: {key} has two entries named '{name}': give each its own name.")
-    if bool(study.tuning.lrs) != bool(study.tuning.steps):
-        raise MstlError(f"{path}: tuning needs both lrs and steps, or neither: add the missing one.")
     places = {"recipe": study.recipe} | {f"lineages.{e.name}.source_recipe": e.source_recipe for e in study.lineages} | {
         f"bridges.{e.name}.recipe": e.recipe for e in study.bridges} | {f"targets.{n}.recipe": e.recipe for n, e in study.targets.items()}
     for key, recipe in places.items():
         if recipe.epochs and recipe.steps:
             raise MstlError(f"{path}: {key} has both epochs and steps: keep one.")
+        if key.startswith("targets.") and (given := _TUNED & set(recipe.model_dump(exclude_none=True))):
+            raise MstlError(f"{path}: {key}.{min(given)} has no effect, because targets are tuned: set lrs and steps in "
+                            f"{key.removesuffix('recipe')}tuning.")
     return study
 
 
@@ -410,31 +445,40 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\
                               list("-+.0123456789"))
 
 
-def _sentence(error: ValidationError, content: Any) -> str:
-    """The first problem as one sentence with the path of its key."""
-    problem = error.errors()[0]
-    where = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal[", "constrained")))]
-    key, kind = ".".join(map(str, where)), problem["type"]
+def _sentence(error: ValidationError) -> str:
+    """The first problem (an unknown key before others) as one sentence with the path of its key."""
+    problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    where = [str(part) for part in problem["loc"] if part != "[key]"]
+    key, kind, value = ".".join(where), problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"{key} is not a key of a study: {templates.suggestion(str(where[-1]), _known(where[:-1], content))}."
+        return f"{key} is not a key of a study: {templates.suggestion(where[-1], _known(problem['loc'][:-1]))}"
     if kind == "missing":
         return f"the key {key} is missing: add it."
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        return f"{key} must be one of {', '.join(choices)}, but is {problem['input']!r}: {templates.suggestion(problem['input'], choices)}."
-    said = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ").replace("String should match pattern", "text that matches")
-    return f"{key} should be {said}, but is {problem['input']!r}: mend the value."
+        return f"{key} must be one of {', '.join(choices)}, but is {value!r}: {templates.suggestion(value, choices)}"
+    if kind == "string_pattern_mismatch":
+        return f"{key} must be {_PATTERNS[problem['ctx']['pattern']]}, but is {value!r}: change it."
+    said = problem["msg"].removeprefix("Input should be ")
+    wanted = _TYPES.get(kind, said[:1].lower() + said[1:])
+    return f"{key} must be {wanted}, but is {value!r}: mend the value."
 
 
-def _known(where: list[Any], content: Any) -> list[str]:
+_TYPES = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "string_type": "text", "bool_type": "true or false",
+          "list_type": "a list", "dict_type": "a block of keys", "model_type": "a block of keys", "too_short": "a longer list", "too_long": "a shorter list"}
+
+
+def _known(where: Iterable[Any]) -> list[str]:
     """The keys that a study has at this place."""
-    model: Any = Study
+    model, inside = Study, True
     for part in where:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            if part not in model.model_fields:
-                return []
-            model = _inner(model.model_fields[part].annotation)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        if inside:  # a key of the model; the next part is then an index or a name, unless the value is a model itself
+            annotation = model.model_fields[part].annotation
+            model = _inner(annotation)
+            inside = model is annotation or not any(get_origin(a) in (list, dict) for a in (annotation, *get_args(annotation)))
+        else:
+            inside = True
+    return list(model.model_fields)
 
 
 def _inner(annotation: Any) -> Any:

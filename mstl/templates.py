@@ -51,7 +51,7 @@ def template(stage: str) -> Path:
     """The notebook of a stage."""
     path = paths.share("notebooks", f"{stage}.ipynb")
     if not path.is_file():
-        raise MstlError(f"There is no stage notebook '{stage}' in {path.parent}: {suggestion(stage, stages())}.")
+        raise MstlError(f"There is no stage notebook '{stage}' in {path.parent}: {suggestion(stage, stages())}")
     return path
 
 
@@ -67,16 +67,16 @@ def check(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     declared = parameters(stage)
     for name in values:
         if name not in declared:
-            raise MstlError(f"{stage} has no parameter '{name}': {suggestion(name, declared)}.")
+            raise MstlError(f"{stage} has no parameter '{name}': {suggestion(name, declared)}")
     return {name: _checked(stage, known, values[name]) if name in values else known.default
             for name, known in declared.items()}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?`` without the question mark, or the list of what there is."""
+    """The end of a sentence: ``did you mean 'x'?``, or the list of what there is."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'" if near else f"there are {', '.join(known) or 'none'}"
+    return f"did you mean '{near[0]}'?" if near else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known) or 'none'}."
 
 
 def modules(stage: str) -> list[Path]:
@@ -136,7 +136,7 @@ def _checked(stage: str, known: Parameter, value: Any) -> Any:
         for item in value if isinstance(value, list) else [value]:
             if str(item) not in known.choices:
                 raise MstlError(f"{where} must be one of {', '.join(known.choices)}, but is {item!r}: "
-                                f"{suggestion(item, known.choices)}.")
+                                f"{suggestion(item, known.choices)}")
     return value
 
 
