@@ -14,10 +14,11 @@ from pathlib import Path
 
 from .. import paths
 from ..errors import MstlError
-from .catalog import Card, card, catalog, nearest
+from . import catalog
+from .catalog import Card, card, nearest
 from .imageset import ImageSet
 
-__all__ = ["Card", "ImageSet", "card", "catalog", "load", "prepared_folder"]
+__all__ = ["Card", "ImageSet", "card", "load", "prepared_folder"]
 
 FITS = ("letterbox", "squash")
 
@@ -137,7 +138,7 @@ def opened(folder: Path, entry: Card, same: dict) -> ImageSet | None:
 
 def _own_path(name: str | os.PathLike) -> Path | None:
     path = Path(name).expanduser()
-    if isinstance(name, str) and name in catalog():
+    if isinstance(name, str) and name in catalog.catalog():
         return None
     if path.suffix.lower() == ".npz" or path.is_dir() or isinstance(name, os.PathLike) or os.sep in str(name):
         if not path.exists():

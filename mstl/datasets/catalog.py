@@ -123,9 +123,16 @@ def readme() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def write_readme() -> None:
+    """Writes data/README.md of the checkout anew."""
+    from .. import paths
+
+    paths.share("data", "README.md").write_text(readme(), encoding="utf-8")
+
+
 _HEAD = """# Data
 
-*Generated from `mstl/datasets/catalog.toml` by `python -m mstl.datasets.catalog > data/README.md`; edit the catalog, not this page.*
+*Generated from `mstl/datasets/catalog.toml` by `python -c "from mstl.datasets import catalog; catalog.write_readme()"`; edit the catalog, not this page.*
 
 `raw/` is where you drop the archives, as they were downloaded (.zip, .tar, .tar.gz, .tar.bz2, .tar.xz) or as an unpacked folder of
 that name; folders named in the environment variable `MSTL_DATA` (joined by `:`, on Windows by `;`) are searched too.
@@ -144,6 +151,3 @@ An own data set is a folder with `manifest.csv`: `path,label` and, where you kno
 (PNG, JPEG, TIFF or DICOM of 8 to 16 bits; several rows of one path are several boxes, in pixels of the original image).
 """
 
-
-if __name__ == "__main__":
-    print(readme(), end="")

@@ -51,7 +51,7 @@ class ImageSet:
     ids: np.ndarray
     splits: np.ndarray
     card: Card
-    masks: np.ndarray | None = None
+    masks: np.ndarray | None = field(default_factory=lambda: None)  # no class attribute, so that __getattr__ is asked
     boxes: pd.DataFrame | None = None
     views: np.ndarray | None = None
     cases: np.ndarray | None = None
@@ -175,8 +175,7 @@ class ImageSet:
             if head["format"] != FORMAT:
                 raise MstlError(f"{folder} was written by another version of mstl; delete it, and it will be prepared again")
             table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False, encoding="utf-8")
-            boxes = (pd.read_csv(folder / "boxes.csv", dtype={"class": str}, keep_default_na=False, encoding="utf-8",
-                                 float_precision="round_trip") if head["boxes"] else None)
+            boxes = _read_boxes(folder / "boxes.csv") if head["boxes"] else None
             extra = {name: _typed(table[f"extra.{name}"], kind) for name, kind in head["extra"]}
             return cls(
                 name=head["name"], classes=tuple(head["classes"]), card=card or Card(**head["card"]), digest=head["hash"],
@@ -242,7 +241,7 @@ def storage_error(problem: OSError, name: str, folder: Path) -> Exception:
     if problem.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return MstlError(f"{name}: the disk is full at {folder} ({os.strerror(problem.errno)}); nothing half-written was left there: "
                          "free some space, or name another folder by root= or MSTL_HOME, and call again")
-    if problem.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+    if problem.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
         return MstlError(f"{name}: {folder} cannot be written to ({os.strerror(problem.errno)}); "
                          "name another folder by root= or MSTL_HOME, and call again")
     return problem
@@ -317,6 +316,14 @@ def _publish(aside: Path, folder: Path) -> None:
     os.replace(folder, old / "set")  # a folder cannot be renamed onto a full one; maps that are open stay valid
     os.replace(aside, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_boxes(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    for column in BOXES:
+        if column != "class":
+            table[column] = _typed(table[column], "int" if column == "image" else "float")
+    return table
 
 
 def _plain(column: pd.Series) -> tuple[pd.Series, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import MstlError
 
@@ -101,7 +101,7 @@ def dicom_pixels(data: bytes, name: str) -> np.ndarray:
     values = np.asarray(apply_modality_lut(pixels, header))
     if header.get("VOILUTSequence"):
         table = np.asarray(header.VOILUTSequence[0].LUTData)
-        values = np.asarray(apply_voi_lut(values, header, prefer_lut=True), np.float64)
+        values = np.asarray(apply_voi_lut(np.rint(values).astype(np.int64), header, prefer_lut=True), np.float64)
         shown = _shares_to_eight_bits(values / max(1.0, float(np.max(table)) if table.dtype.kind in "iu" else values.max()))
     elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
         shown = _shares_to_eight_bits(_windowed(values.astype(np.float64), header))
@@ -184,5 +184,7 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def _brief(problem: Exception) -> str:
+    if isinstance(problem, UnidentifiedImageError):  # its text holds an address in memory
+        return "it is no image of a known kind"
     text = " ".join(str(problem).split())
     return (text[:157] + "…" if len(text) > 160 else text) or type(problem).__name__
