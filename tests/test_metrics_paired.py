@@ -65,7 +65,7 @@ def test_identical_arms_differ_by_nothing_with_p_1():
 @pytest.mark.parametrize("chain_sd", [0.0, 0.5])
 def test_the_interval_over_chains_and_folds_covers_near_its_level_whether_chains_differ_or_not(chain_sd):
     rng = np.random.default_rng(3)
-    results = [compare(design(rng, folds=2, n=60, chain_sd=chain_sd), n_resamples=300, random_seed=k) for k in range(250)]
+    results = [compare(design(rng, folds=2, n=60, chain_sd=chain_sd), n_resamples=200, random_seed=k) for k in range(120)]
     assert 0.89 <= np.mean([r.low <= 0 <= r.high for r in results]) <= 0.99
     assert np.mean([r.p_value < 0.05 for r in results]) <= 0.11
     spread = np.std([r.difference for r in results])
@@ -242,3 +242,102 @@ def test_the_clustered_mcnemar_keeps_its_level_where_the_plain_one_does_not():
         clustered.append(m.p_clustered < 0.05)
     assert np.mean(plain) > 0.15
     assert 0.025 <= np.mean(clustered) <= 0.08
+
+
+# ---------------------------------------------------------------- predictive values, margins, several models
+
+def calls(rng, n=300, same=0.8):
+    """Two models' calls of equal PPV and NPV in the population, agreeing more than by chance."""
+    y = rng.random(n) < 0.4
+    shared = rng.random(n) < same
+    once = np.where(y, rng.random(n) < 0.8, rng.random(n) < 0.2)
+    again = np.where(y, rng.random(n) < 0.8, rng.random(n) < 0.2)
+    return y, once, np.where(shared, once, again)
+
+
+@pytest.mark.parametrize("test", [paired.ppv_test, paired.npv_test])
+def test_both_tests_of_predictive_values_keep_their_level_and_cover(test):
+    rng = np.random.default_rng(20)
+    results = [test(*calls(rng), n_resamples=300, seed=k) for k in range(250)]
+    assert 0.015 <= np.mean([r.p_value < 0.05 for r in results]) <= 0.09
+    assert 0.015 <= np.mean([r.ratio_p_value < 0.05 for r in results]) <= 0.09
+    assert 0.91 <= np.mean([r.ratio_low <= 1 <= r.ratio_high for r in results]) <= 0.985
+
+
+def test_predictive_values_are_those_of_the_calls():
+    y, a, b = calls(np.random.default_rng(21))
+    r = paired.ppv_test(y, a, b, n_resamples=200)
+    assert (r.value_a, r.value_b) == (y[a].mean(), y[b].mean())
+    assert r.difference == pytest.approx(r.value_a - r.value_b) and r.ratio == pytest.approx(r.value_a / r.value_b)
+    assert paired.npv_test(y, a, b, n_resamples=200).value_a == pytest.approx((~y)[~a].mean())
+
+
+def test_a_model_that_calls_nothing_has_no_ppv_and_says_so():
+    y, a, _ = calls(np.random.default_rng(22))
+    r = paired.ppv_test(y, a, np.zeros(len(y)))
+    assert r.difference is None and r.p_value is None and "model b calls no image positive" in r.note
+
+
+def test_identical_calls_have_ppv_difference_0_and_p_1():
+    y, a, _ = calls(np.random.default_rng(23))
+    r = paired.ppv_test(y, a, a, n_resamples=200)
+    assert (r.difference, r.p_value, r.ratio, r.ratio_p_value) == (0, 1, 1, 1)
+
+
+def test_equivalence_is_decided_by_the_interval_of_twice_alpha():
+    inside = paired.equivalence(0.001, 0.005, 0.02)
+    assert inside.equivalent and inside.noninferior and inside.p_equivalent < 0.05 and "equivalent within" in inside.verdict
+    better = paired.equivalence(0.03, 0.005, 0.02)
+    assert better.noninferior and not better.equivalent and better.p_superior < 0.001
+    vague = paired.equivalence(0.0, 0.05, 0.02)
+    assert not vague.noninferior and vague.p_noninferior > 0.05 and "not shown" in vague.verdict
+
+
+@given(st.floats(-0.1, 0.1), st.floats(1e-4, 0.1), st.floats(1e-3, 0.1))
+@settings(max_examples=100, deadline=None)
+def test_verdict_and_p_value_of_a_margin_agree(difference, error, margin):
+    r = paired.equivalence(difference, error, margin)
+    for verdict, p in ((r.equivalent, r.p_equivalent), (r.noninferior, r.p_noninferior)):
+        assert verdict == (p < 0.05) or abs(p - 0.05) < 1e-9
+
+
+def test_non_inferiority_at_the_margin_is_claimed_as_often_as_alpha():
+    rng = np.random.default_rng(24)
+    claimed = [paired.equivalence(d, 0.01, 0.02).noninferior for d in rng.normal(-0.02, 0.01, 1500)]
+    assert np.mean(claimed) == pytest.approx(0.05, abs=0.018)
+
+
+def test_cochrans_q_equals_its_formula_and_identical_models_have_p_1():
+    rng = np.random.default_rng(25)
+    x = (rng.random((60, 4)) < [0.6, 0.7, 0.7, 0.8]).astype(int)
+    columns, rows = x.sum(0), x.sum(1)
+    q = 3 * (4 * (columns**2).sum() - columns.sum() ** 2) / (4 * rows.sum() - (rows**2).sum())
+    assert paired.cochran_q(x).statistic == pytest.approx(q)
+    same = paired.cochran_q(np.repeat(x[:, :1], 3, axis=1))
+    assert (same.statistic, same.p_value) == (0, 1) and same.note
+
+
+def test_the_corrected_resampled_t_test_equals_its_formula():
+    d = np.array([0.02, 0.01, -0.01, 0.03, 0.02])
+    r = paired.corrected_resampled_t(d, n_train=80, n_test=20)
+    assert r.standard_error == pytest.approx(np.sqrt((1 / 5 + 1 / 4) * d.var(ddof=1)))
+    assert r.statistic == pytest.approx(d.mean() / r.standard_error) and r.degrees_of_freedom == 4
+    assert (r.low <= 0) == (r.p_value >= 0.05)
+
+
+def test_folds_that_all_give_the_same_difference_have_no_t_test():
+    r = paired.corrected_resampled_t([0.5, 0.5, 0.5], n_train=80, n_test=20)
+    assert r.p_value is None and "does not exist" in r.note
+    assert paired.corrected_resampled_t([0.0, 0.0], n_train=80, n_test=20).p_value == 1
+
+
+def test_wilcoxon_on_five_folds_says_that_it_cannot_go_below_0_0625():
+    r = paired.wilcoxon([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert r.p_value is None and "0.0625" in r.note
+
+
+def test_wilcoxon_on_ten_cases_equals_scipy():
+    from scipy.stats import wilcoxon
+
+    d = np.random.default_rng(26).normal(0.5, 1, 10)
+    assert paired.wilcoxon(d).p_value == pytest.approx(wilcoxon(d).pvalue)

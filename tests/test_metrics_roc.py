@@ -154,3 +154,133 @@ def test_the_covariance_of_several_models_holds_the_variance_of_each_difference(
     _, covariance = roc.delong_covariance(y, several)
     expected = roc.delong_test(y, several[0], several[2]).variance
     assert covariance[0, 0] + covariance[2, 2] - 2 * covariance[0, 2] == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- curves, points, parts, classes
+
+def test_the_roc_curve_has_the_auc_as_its_area_and_its_band_holds_the_curve():
+    y, s = sample(np.random.default_rng(8), ties=True)
+    curve = roc.roc_curve(y, s, n_resamples=300)
+    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(curve.auc) == pytest.approx(roc.auc(y, s))
+    at = np.interp(curve.grid, curve.fpr, curve.tpr)
+    assert np.mean((curve.band_low <= at + 1e-9) & (at <= curve.band_high + 1e-9)) > 0.95
+    assert (curve.tpr[0], curve.fpr[0], curve.thresholds[0]) == (0, 0, np.inf)
+
+
+def test_the_band_of_the_roc_curve_covers_the_true_sensitivity_near_its_level():
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(9)
+    grid = np.array([0.1, 0.3, 0.5])
+    truth = norm.sf(norm.isf(grid) - 1)
+    inside = [(c.band_low <= truth) & (truth <= c.band_high)
+              for c in (roc.roc_curve(*sample(rng, 60, 60), n_resamples=200, seed=k, grid=grid) for k in range(150))]
+    assert (np.abs(np.mean(inside, axis=0) - 0.945) < 0.045).all()
+
+
+def test_average_precision_of_the_curve_equals_scikit_learn_and_prevalence_moves_precision_by_bayes():
+    from sklearn.metrics import average_precision_score
+
+    y, s = sample(np.random.default_rng(10), ties=True)
+    curve = roc.precision_recall_curve(y, s, n_resamples=200)
+    assert curve.average_precision == pytest.approx(average_precision_score(y, s))
+    rare = roc.precision_recall_curve(y, s, prevalence=0.05, n_resamples=200)
+    inner = (curve.precision > 0) & (curve.precision < 1)
+    odds, rare_odds = (c.precision[inner] / (1 - c.precision[inner]) for c in (curve, rare))
+    assert rare_odds / odds == pytest.approx(0.05 / 0.95 * 60 / 40)
+
+
+@given(tables, st.sampled_from(roc.RULES), st.sampled_from([0.5, 0.8, 0.9]))
+@settings(max_examples=120, deadline=None)
+def test_each_rule_is_the_best_of_all_thresholds(rows, rule, at):
+    y, s = map(np.array, zip(*rows, strict=True))
+    point = roc.operating_point(y, s, rule=rule, at=at)
+    cuts = np.append(np.unique(s), s.max() + 1)
+    se = np.array([(s[y] >= c).mean() for c in cuts])
+    sp = np.array([(s[~y] < c).mean() for c in cuts])
+    if rule == "youden":
+        assert point.sensitivity.estimate + point.specificity.estimate == pytest.approx((se + sp).max())
+    elif rule == "sensitivity":
+        assert point.sensitivity.estimate >= at - 1e-9
+        assert point.specificity.estimate == pytest.approx(sp[se >= at - 1e-9].max())
+    else:
+        assert point.specificity.estimate >= at - 1e-9
+        assert point.sensitivity.estimate == pytest.approx(se[sp >= at - 1e-9].max())
+    for rate in (point.sensitivity, point.specificity, point.ppv, point.npv):
+        assert rate.note if rate.estimate is None else rate.low <= rate.estimate <= rate.high
+
+
+def test_published_rates_come_back_from_published_counts():
+    y = np.repeat([1, 0], [268, 475])
+    called = np.r_[np.repeat([1, 0], [242, 26]), np.repeat([1, 0], [46, 429])]
+    point = roc.at_threshold(y, called, 0.5)
+    assert round(point.specificity.estimate, 3) == 0.903 and round(point.ppv.estimate, 3) == 0.840
+    assert (point.tp, point.fp, point.fn, point.tn) == (242, 46, 26, 429)
+
+
+def test_predictive_values_at_a_prevalence_follow_bayes_and_their_interval_covers():
+    rng = np.random.default_rng(11)
+    truth = 0.9 * 0.05 / (0.9 * 0.05 + 0.2 * 0.95)
+    y = np.repeat([1, 0], [100, 100])
+    inside = 0
+    for _ in range(300):
+        called = np.r_[rng.random(100) < 0.9, rng.random(100) < 0.2]
+        ppv = roc.at_threshold(y, called, 0.5, prevalence=0.05).ppv
+        inside += ppv.low <= truth <= ppv.high
+    assert 0.92 <= inside / 300 <= 0.985
+    exact = roc.at_threshold([1, 1, 0, 0], [1, 0, 1, 0], 0.5, prevalence=0.2)
+    assert exact.ppv.estimate == pytest.approx(0.2) and exact.npv.estimate == pytest.approx(0.8)
+
+
+def test_groups_widen_the_intervals_of_an_operating_point():
+    y, s, group = patients(np.random.default_rng(12), 80)
+    alone, together = roc.operating_point(y, s, rule="youden"), roc.operating_point(y, s, rule="youden", groups=group)
+    assert alone.threshold == together.threshold
+    assert together.sensitivity.high - together.sensitivity.low > alone.sensitivity.high - alone.sensitivity.low
+    assert together.sensitivity.method == "bca"
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.35, 0.9])
+def test_the_standardised_partial_area_equals_scikit_learn(limit):
+    y, s = sample(np.random.default_rng(13), ties=True)
+    result = roc.partial_auc(y, s, max_fpr=limit, n_resamples=200)
+    assert result.standardised == pytest.approx(roc_auc_score(y, s, max_fpr=limit))
+    assert result.low < result.standardised < result.high
+
+
+def test_the_partial_area_over_high_sensitivities_is_a_band_of_the_curve_seen_from_the_side():
+    y, s = sample(np.random.default_rng(14))
+    curve = roc.roc_curve(y, s, n_resamples=100)
+    grid = np.linspace(0.8, 1, 20_001)
+    specificity = 1 - np.interp(grid, curve.tpr + 1e-12 * np.arange(len(curve.tpr)), curve.fpr)
+    assert roc.partial_auc(y, s, min_sensitivity=0.8, n_resamples=100).area == pytest.approx(np.trapezoid(specificity, grid), abs=1e-3)
+
+
+def test_areas_of_three_classes_equal_scikit_learn():
+    rng = np.random.default_rng(15)
+    y = rng.integers(0, 3, 150)
+    p = rng.dirichlet([1, 1, 1], 150)
+    p[np.arange(150), y] += 0.4
+    p /= p.sum(axis=1, keepdims=True)
+    ovr, pairs = roc.multiclass_auc(y, p, n_resamples=200), roc.multiclass_auc(y, p, method="hand-till", n_resamples=200)
+    assert ovr.auc == pytest.approx(roc_auc_score(y, p, multi_class="ovr"))
+    assert pairs.auc == pytest.approx(roc_auc_score(y, p, multi_class="ovo"))
+    assert ovr.low < ovr.auc < ovr.high and len(ovr.per_class) == 3
+    named = roc.multiclass_auc(np.array(["a", "b", "c"])[y], p, classes=["a", "b", "c"], n_resamples=200)
+    assert named.auc == ovr.auc
+
+
+def test_a_class_without_images_is_named():
+    with pytest.raises(MstlError, match="no image has class fatty"):
+        roc.multiclass_auc(["a", "b"], np.full((2, 3), 1 / 3), classes=["a", "b", "fatty"])
+
+
+def test_a_million_images_take_about_a_second():
+    import time
+
+    rng = np.random.default_rng(16)
+    y = rng.random(1_000_000) < 0.3
+    s = rng.normal(size=1_000_000) + y
+    start = time.perf_counter()
+    roc.delong(y, s)
+    assert time.perf_counter() - start < 5

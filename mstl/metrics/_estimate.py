@@ -49,7 +49,7 @@ def wilson(successes: int, trials: int, level: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(int(successes), int(trials), alpha=1 - level, method="wilson")
-    return float(max(low, 0.0)), float(min(high, 1.0))
+    return 0.0 if not successes else float(low), 1.0 if successes == trials else float(high)
 
 
 def wilson_of(name: str, successes: int, trials: int, level: float, absent: str) -> Estimate:

@@ -333,3 +333,33 @@ def _left_out_blocks(under: Callable[[np.ndarray], np.ndarray], n_groups: int, a
     for first in np.unique(block, return_index=True)[1]:
         out[first] = under((block != block[first]).astype(float)[:, None])[0]
     return out
+
+
+@dataclass(frozen=True)
+class ThresholdCounts:
+    """Called positives at descending cuts under weights: (positives, negatives) × group counts as sparse (T + 1, G) matrices."""
+
+    positive: object
+    negative: object
+
+    @classmethod
+    def of(cls, y: np.ndarray, score: np.ndarray, code: np.ndarray, n_groups: int, cuts: np.ndarray) -> ThresholdCounts:
+        """``cuts`` (T,) descending; an image is called positive at a cut when its score ≥ the cut."""
+        from scipy.sparse import coo_array
+
+        first = np.searchsorted(-cuts, -score, "left")  # the first cut that calls the image positive; T for none
+        shape = (len(cuts) + 1, n_groups)
+        return cls(*(coo_array((np.ones(part.sum()), (first[part], code[part])), shape=shape).tocsr() for part in (y, ~y)))
+
+    def under(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """True and false positives (T, r) at each cut, and the numbers of positives and negatives (r,)."""
+        found, false = np.cumsum(self.positive @ w, axis=0), np.cumsum(self.negative @ w, axis=0)
+        return found[:-1], false[:-1], found[-1], false[-1]
+
+
+def cuts(score: np.ndarray, at_most: int | None = None) -> np.ndarray:
+    """Distinct scores, descending; thinned evenly by rank to ``at_most``, the ends kept."""
+    values = np.unique(score)[::-1]
+    if at_most is not None and len(values) > at_most:
+        values = values[np.unique(np.linspace(0, len(values) - 1, at_most).round().astype(int))]
+    return values

@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from mstl.errors import MstlError
 from mstl.metrics import _check, _resample
-from mstl.metrics._estimate import Bootstrap, acceleration, joined, quantile_z, summarise
+from mstl.metrics._estimate import Bootstrap, acceleration, joined, quantile_z, summarise, two_sided
 
 
 # ---------------------------------------------------------------- the primary estimand
@@ -97,7 +97,7 @@ def chain_difference(y_true, score_a, score_b, *, seed=None, fold=None, group=No
     the same groups for all chains and both models. To each resample a chain effect is added: a t-distributed one with S − 1
     degrees of freedom and the variance between the S chain means *less* what the sampling of images alone puts there (resampling
     chains outright would count that part twice, and S of 2 to 5 chains is too few for quantiles of S points). In simulation the
-    95 % interval covers 0.93 to 0.97 for S = 3 and 5, whether chains differ or not, and 0.88 to 0.95 for S = 2. One chain leaves
+    95 % interval covers 0.92 to 0.97 for S = 3 and 5, whether chains differ or not, and 0.88 to 0.95 for S = 2. One chain leaves
     the variation between chains out, and ``note`` says so. Folds are fixed, as are repeated draws of the training part; folds
     that share groups (draws with one published test part) are resampled jointly, by group. ``p_value`` inverts the same bootstrap.
     """
@@ -426,3 +426,225 @@ def _newcombe_paired(both: int, only_a: int, only_b: int, neither: int, level: f
     low = difference - np.sqrt(max((p_a - la) ** 2 - 2 * phi * (p_a - la) * (ub - p_b) + (ub - p_b) ** 2, 0))
     high = difference + np.sqrt(max((ua - p_a) ** 2 - 2 * phi * (ua - p_a) * (p_b - lb) + (p_b - lb) ** 2, 0))
     return low, high
+
+
+# ---------------------------------------------------------------- predictive values
+
+@dataclass(frozen=True)
+class PredictiveValueTest:
+    """PPV (or NPV) of two models' calls on the same images.
+
+    ``difference`` = a − b with the paired bootstrap's interval and p-value; ``ratio`` = a / b, the relative predictive value, with the
+    interval and p-value of its logarithm (Moskowitz & Pepe 2006). What does not exist is None and ``note`` says why.
+    """
+
+    name: str
+    value_a: float | None
+    value_b: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    ratio_p_value: float | None
+    level: float
+    n: int
+    n_groups: int | None
+    n_undefined: int
+    note: str = ""
+
+
+def ppv_test(y_true, called_a, called_b, *, groups=None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> PredictiveValueTest:
+    """Compare positive predictive values; ``called_a``, ``called_b`` (n,) are 0/1 or boolean: was the image called positive?
+
+    Each model divides by its own number of calls, so McNemar does not apply; the images are resampled together for both models.
+    """
+    return _predictive_test("ppv", y_true, called_a, called_b, groups, level, n_resamples, seed)
+
+
+def npv_test(y_true, called_a, called_b, *, groups=None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> PredictiveValueTest:
+    """Compare negative predictive values; arguments as in ``ppv_test``."""
+    return _predictive_test("npv", y_true, called_a, called_b, groups, level, n_resamples, seed)
+
+
+def _predictive_test(name: str, y_true, called_a, called_b, groups, level: float, n_resamples: int, seed: int) -> PredictiveValueTest:
+    y, a, b = _check.binary(y_true), _check.binary(called_a, "called_a"), _check.binary(called_b, "called_b")
+    for which, values in (("called_a", a), ("called_b", b)):
+        if len(values) != len(y):
+            raise MstlError(f"{which} has {len(values)} rows, but y_true has {len(y)}; rows must be the same images in the same order")
+    level = _check.fraction(level)
+    code, n_groups = _check.codes(groups, len(y))
+    right, call_a, call_b = (y, a, b) if name == "ppv" else (~y, ~a, ~b)
+    common = {"level": level, "n": len(y), "n_groups": None if groups is None else n_groups}
+    sign = "positive" if name == "ppv" else "negative"
+    idle = [which for which, call in (("a", call_a), ("b", call_b)) if not call.any()]
+    value_a, value_b = (float(right[call].mean()) if call.any() else None for call in (call_a, call_b))
+    if idle:
+        return PredictiveValueTest(name, value_a, value_b, *[None] * 8, n_undefined=0, **common,
+                                   note=f"model {' and '.join(idle)} calls no image {sign}, so the {name.upper()} does not exist")
+    metric = "precision" if name == "ppv" else "npv"
+    boot = bootstrap_difference(metric, y, a.astype(float), b.astype(float), groups=groups, n_resamples=n_resamples, method="percentile",
+                                seed=seed, level=level)
+    ratio, note = [None] * 4, boot.note
+    if value_a and value_b:
+        influence = np.zeros(len(y))
+        for direction, call in ((1, call_a), (-1, call_b)):
+            influence += direction * call * (right / np.count_nonzero(call & right) - 1 / np.count_nonzero(call))
+        sums = np.bincount(code, influence, n_groups)
+        error = float(np.sqrt(np.sum(sums**2)))
+        log = np.log(value_a / value_b)
+        half = quantile_z(level) * error
+        p = two_sided(log / error) if error > 1e-12 else (1.0 if abs(log) < 1e-12 else None)
+        ratio = [value_a / value_b, float(np.exp(log - half)), float(np.exp(log + half)), p]
+    else:
+        note = joined(note, f"a {name.upper()} of zero has no ratio")
+    return PredictiveValueTest(name, value_a, value_b, boot.difference, boot.low, boot.high, boot.p_value, *ratio,
+                               n_undefined=boot.n_undefined, note=note, **common)
+
+
+# ---------------------------------------------------------------- margins
+
+@dataclass(frozen=True)
+class Equivalence:
+    """A difference (a − b, higher is better) against a margin fixed beforehand.
+
+    ``p_noninferior``: a is not worse than b by the margin or more; ``p_superior`` (one-sided): a is better; ``p_equivalent``: two
+    one-sided tests (TOST). ``low``, ``high`` is the interval of level 1 − 2α that decides; ``verdict`` is one sentence.
+    """
+
+    difference: float
+    low: float
+    high: float
+    margin: float
+    alpha: float
+    p_noninferior: float | None
+    p_equivalent: float | None
+    p_superior: float | None
+    noninferior: bool
+    equivalent: bool
+    verdict: str
+
+
+def equivalence(difference: float, standard_error: float, margin: float, *, alpha: float = 0.05, degrees_of_freedom: float = np.inf) -> Equivalence:
+    """Equivalence and non-inferiority of a to b from a difference and its standard error (of ``delong_test``, ``chain_difference``, …).
+
+    ``margin`` > 0 is in the units of the difference and stands in the protocol before the data. Non-inferiority is judged at
+    ``alpha`` one-sided, equivalence by two one-sided tests at ``alpha`` each (so by the 1 − 2·alpha interval).
+    """
+    from scipy.stats import t
+
+    if not margin > 0:
+        raise MstlError(f"margin is {margin}; give a positive number in the units of the difference, for example 0.02 for an AUC")
+    if standard_error is None or not np.isfinite(standard_error) or standard_error < 0:
+        raise MstlError(f"standard_error is {standard_error}; without one neither equivalence nor non-inferiority can be judged")
+    alpha = _check.fraction(alpha, "alpha")
+    distribution = t(degrees_of_freedom) if np.isfinite(degrees_of_freedom) else norm
+    half = float(distribution.ppf(1 - alpha)) * standard_error
+    low, high = difference - half, difference + half
+    if standard_error > 0:
+        lower, upper = distribution.sf((difference + margin) / standard_error), distribution.cdf((difference - margin) / standard_error)
+        p = float(lower), float(max(lower, upper)), float(distribution.sf(difference / standard_error))
+    else:
+        p = None, None, None
+    noninferior, equivalent = bool(low > -margin), bool(low > -margin and high < margin)
+    what = "equivalent within" if equivalent else "not inferior by" if noninferior else "not shown to be non-inferior by"
+    verdict = f"a is {what} the margin of {margin:g}: difference {difference:+.3f}, {100 * (1 - 2 * alpha):g}% interval {low:+.3f} to {high:+.3f}"
+    return Equivalence(float(difference), float(low), float(high), float(margin), alpha, *p, noninferior, equivalent, verdict)
+
+
+# ---------------------------------------------------------------- several models, several folds
+
+@dataclass(frozen=True)
+class Test:
+    """A test's statistic, its degrees of freedom and p-value; None where it does not exist, and ``note`` says why."""
+
+    name: str
+    statistic: float | None
+    p_value: float | None
+    degrees_of_freedom: float | None
+    n: int
+    note: str = ""
+
+    __test__ = False  # not a test case of pytest
+
+
+def cochran_q(correct) -> Test:
+    """Cochran's Q (statsmodels): are ``k`` models right on the same share of images? ``correct`` (n, k) of 0 and 1, rows independent."""
+    from statsmodels.stats.contingency_tables import cochrans_q
+
+    table = np.asarray(correct)
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise MstlError(f"correct has shape {table.shape}; give one row an image and one column a model, at least two models")
+    table = np.stack([_check.binary(column, f"correct[:, {k}]") for k, column in enumerate(table.T)], axis=1)
+    n, k = table.shape
+    if (table == table[:, :1]).all():
+        return Test("Cochran's Q", 0.0, 1.0, k - 1, n, "all models are right on the same images: they cannot be told apart")
+    result = cochrans_q(table.astype(int))
+    return Test("Cochran's Q", float(result.statistic), float(result.pvalue), k - 1, n)
+
+
+@dataclass(frozen=True)
+class ResampledT:
+    """Mean difference over folds with the corrected variance; None where it does not exist, and ``note`` says why."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    statistic: float | None
+    p_value: float | None
+    standard_error: float
+    degrees_of_freedom: int
+    level: float
+    n: int
+    note: str = ""
+
+
+def corrected_resampled_t(differences, *, n_train: float, n_test: float, level: float = 0.95) -> ResampledT:
+    """The corrected resampled t-test of Nadeau & Bengio (2003) on J differences (J,) of folds or repeated splits.
+
+    Variance (1/J + n_test/n_train)·s², J − 1 degrees of freedom: folds share training images, which the plain t-test forgets.
+    """
+    from scipy.stats import t
+
+    d = _differences(differences)
+    if len(d) < 2:
+        raise MstlError(f"{len(d)} difference is not enough; give one a fold, at least two folds")
+    if not (n_train > 0 and n_test > 0):
+        raise MstlError(f"n_train is {n_train} and n_test {n_test}; give the numbers of training and test images of one fold")
+    level, df = _check.fraction(level), len(d) - 1
+    mean, error = float(d.mean()), float(np.sqrt((1 / len(d) + n_test / n_train) * d.var(ddof=1)))
+    if error <= 1e-15:
+        same = abs(mean) <= 1e-15
+        note = "every fold gives the same difference" + ("" if same else ", so the test has no variance and does not exist")
+        return ResampledT(mean, mean if same else None, mean if same else None, 0.0 if same else None, 1.0 if same else None, 0.0, df, level, len(d), note)
+    half = float(t.ppf(0.5 + level / 2, df)) * error
+    return ResampledT(mean, mean - half, mean + half, mean / error, float(2 * t.sf(abs(mean / error), df)), error, df, level, len(d))
+
+
+def wilcoxon(differences) -> Test:
+    """Two-sided Wilcoxon signed-rank test (scipy) of paired differences of independent cases.
+
+    With fewer than six non-zero differences p cannot reach 0.05 (five give at least 0.0625), so none is given and ``note`` says so.
+    """
+    from scipy.stats import wilcoxon as scipy_wilcoxon
+
+    d = _differences(differences)
+    moved = int(np.count_nonzero(d))
+    if not moved:
+        return Test("Wilcoxon signed rank", 0.0, 1.0, None, len(d), "every difference is zero")
+    if moved < 6:
+        return Test("Wilcoxon signed rank", None, None, None, len(d),
+                    f"{moved} non-zero differences cannot give a two-sided p below {2 * 0.5**moved:.4g}, so no p-value is given; use more cases")
+    result = scipy_wilcoxon(d[d != 0], method="auto")
+    return Test("Wilcoxon signed rank", float(result.statistic), float(result.pvalue), None, len(d))
+
+
+def _differences(values) -> np.ndarray:
+    d = np.asarray(values, dtype=float)
+    if d.ndim != 1 or not d.size:
+        raise MstlError(f"differences has shape {d.shape}; give one number a fold or case")
+    if not np.isfinite(d).all():
+        raise MstlError(f"differences is not a finite number at position {int(np.argmax(~np.isfinite(d)))}; mend or drop it")
+    return d
