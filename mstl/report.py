@@ -28,11 +28,9 @@ import yaml
 from mstl import paths
 from mstl.errors import MstlError
 
-#: The stages whose notebook the book shows, and the question that a page without a run answers.
+#: The stages whose executed notebook the book shows, with the title of the page that stands in where a study has no such run.
 STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage",
           "60_comparison": "Comparison"}
-#: Pages without which there is no book: the prose takes its numbers from them.
-REQUIRED = ("00_data", "60_comparison", "reference")
 _GLUE_PREFIX = "application/papermill.record/"
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^.*\r(?!\n)", re.MULTILINE)
 
@@ -47,11 +45,10 @@ def build_book(study: str = "workshop", *, out: str | Path | None = None) -> Pat
     from mstl.study import plan, read_study
 
     chosen = read_study(study)
-    runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), dict(run.parameters)) for run in plan(chosen)]
-    source = paths.home("_build", "book-source", chosen.name)
-    assemble(source, notebooks=choose(runs, study), colophon=colophon(chosen.name, runs))
-    html = render(source, Path(out) if out else paths.home("_build", "html"))
-    index = html / "index.html"
+    runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), run.parameters) for run in plan(chosen)]
+    source = assemble(paths.home("_build", "book-source", chosen.name), notebooks=choose(runs, study),
+                      pages={"colophon": colophon(chosen.name, runs), "cards": cards()})
+    index = render(source, Path(out) if out else paths.home("_build", "html")) / "index.html"
     print(f"The book of study {chosen.name}: {index.as_uri()}")
     return index
 
@@ -63,11 +60,20 @@ class BookRun:
     stage: str
     slug: str
     folder: Path
-    parameters: dict[str, Any]
+    parameters: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        return f"{self.stage}/{self.slug}"
 
     @property
     def notebook(self) -> Path:
         return self.folder / "notebook.ipynb"
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says of the finished run; empty when it has not finished."""
+        path = self.folder / "run.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 # ---------------------------------------------------------------------------------------------------------- which notebooks
@@ -82,26 +88,31 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
             candidates = [run for run in candidates if run.parameters.get("arm") == "mstl"] or candidates
         if candidates:
             pages[stage] = candidates[0].notebook
-    for run in runs:
-        if run.slug == "reference" and run.stage == "60_comparison":
-            pages["reference"] = run.notebook
-    for page in REQUIRED:
-        if page not in pages:
-            raise MstlError(f"Study {study} plans no run for the book's page {page}: add it to the study's file.")
+    recomputed = [run for run in runs if run.path == "60_comparison/reference"]
+    if recomputed:
+        pages["reference"] = recomputed[0].notebook
+    elif study == "reference" and "60_comparison" in pages:
+        pages["reference"] = pages["60_comparison"]
+    else:
+        raise MstlError(f"The book shows the reference results beside those of study {study}, which does not ask for them: put "
+                        f"`show_reference: true` into the study's file and run `mstl run {study}`.")
     for page, notebook in pages.items():
         if not notebook.is_file() or not (notebook.parent / "run.json").is_file():
-            raise MstlError(f"The book needs the run {notebook.parent.parent.name}/{notebook.parent.name} of study {study}, which has not "
-                            f"finished: run `mstl run {study}` first.")
+            raise MstlError(f"The book's page {page} needs the run {notebook.parent.parent.name}/{notebook.parent.name} of study {study}, "
+                            f"which has not finished: run `mstl run {study}` first.")
     return pages
 
 
 # ------------------------------------------------------------------------------------------------------- the book's source
 
 
-def assemble(source: Path, *, notebooks: Mapping[str, Path], colophon: str) -> Path:
-    """Write the whole source of the book into ``source`` (emptied first): prose, configuration, notebooks and figures."""
+def assemble(source: Path, *, notebooks: Mapping[str, Path], pages: Mapping[str, str]) -> Path:
+    """Write the whole source of the book into ``source`` (emptied first): prose, configuration, notebooks and generated pages.
+
+    ``notebooks``: page name -> executed notebook;  ``pages``: page name -> MyST markdown.
+    """
     shutil.rmtree(source, ignore_errors=True)
-    (source / "book").parent.mkdir(parents=True, exist_ok=True)
+    source.mkdir(parents=True)
     shutil.copytree(paths.share("book"), source / "book", ignore=shutil.ignore_patterns("executed", ".ipynb_checkpoints", "__pycache__"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copyfile(paths.share(name), source / name)
@@ -112,7 +123,8 @@ def assemble(source: Path, *, notebooks: Mapping[str, Path], colophon: str) -> P
     for stage, title in STAGES.items():
         if stage not in notebooks:
             (executed / f"{stage}.md").write_text(_absent_page(title), encoding="utf-8")
-    (executed / "colophon.md").write_text(colophon, encoding="utf-8")
+    for page, text in pages.items():
+        (executed / f"{page}.md").write_text(text, encoding="utf-8")
     return source
 
 
@@ -189,9 +201,74 @@ def _save_glued_figures(outputs: Iterable[dict[str, Any]], folder: Path, page: s
             (folder / f"{page}-{key}.png").write_bytes(base64.b64decode("".join(image)))
 
 
+# ------------------------------------------------------------------------------------------------------- generated pages
+
+
 def colophon(study: str, runs: Sequence[BookRun]) -> str:
     """The page that says what made the book (MyST markdown), from the ``run.json`` of every finished run."""
-    return f"# Colophon\n\nStudy {study}, {len(runs)} runs.\n"
+    records = [(run.path, record) for run in runs if (record := run.record())]
+    devices = sorted({record["device"] for _, record in records})
+    platforms = sorted({f"Python {record['python']} on {record['platform']}" for _, record in records})
+    lines = ["# Colophon", "", "Everything on these pages was computed by the runs below; this page is written from their records when the book is built.", "",
+             f"- **Study**: `{study}`, {len(records)} of {len(runs)} runs finished.",
+             f"- **Device**: {'; '.join(devices) or 'unknown'}.",
+             f"- **System**: {'; '.join(platforms) or 'unknown'}.",
+             f"- **Revision**: {', '.join(f'`{name}`' for name in _distinct(record['revision'] for _, record in records)) or 'unknown'}.",
+             f"- **Time**: {_duration(sum(record['seconds'] for _, record in records))} of notebook time in all, summed over runs that may have gone side by side; "
+             "fits that were already finished were loaded, not trained again.", ""]
+    lines += ["## Runs", "", *_table(["run", "seconds", "peak memory (MB)", "threads", "finished (UTC)"], [
+        [f"`{path}`", f"{record['seconds']:.1f}", f"{record['peak_memory_mb']:.0f}", str(record["threads"] or "default"), record["finished"][:16].replace("T", " ")]
+        for path, record in records]), ""]
+    data = {entry["name"]: entry for _, record in records for entry in record["data"]}
+    lines += ["## Data", "", "The hash is over the prepared images, their labels and their groups: the same hash is the same data.", "",
+              *_table(["data set", "images", "side (px)", "simulated", "hash"], [
+                  [f"`{name}`", str(entry["images"]), str(entry["size"]), "yes" if entry["simulated"] else "no", f"`{entry['hash'][:16]}`"]
+                  for name, entry in sorted(data.items())]), ""]
+    versions = {name: _distinct(record["versions"].get(name) for _, record in records) for _, record in records for name in record["versions"]}
+    lines += ["## Versions", "", *_table(["package", "version"], [[name, ", ".join(found)] for name, found in sorted(versions.items())]), ""]
+    return "\n".join(lines)
+
+
+def cards() -> str:
+    """The page of data cards (MyST markdown), one a data set, from the catalog."""
+    from mstl.datasets.catalog import catalog
+
+    lines = ["# Data cards", "", "One card a data set, written from the package's catalog, which the code reads too.",
+             "`mstl data list` prints the same.", ""]
+    for role, heading in (("target", "Targets"), ("bridge", "Bridges"), ("source", "Sources")):
+        lines += [f"## {heading}", ""]
+        for card in catalog().values():
+            if card.role == role:
+                lines += _card(card)
+    return "\n".join(lines)
+
+
+def _card(card: Any) -> list[str]:
+    where = [f"<https://doi.org/{card.doi}>"] if card.doi else []
+    where += [f"<{card.url}>"] if card.url and not (card.doi and card.doi in card.url) else []
+    classes = ", ".join(card.classes) if card.classes else "set by the caller"
+    fields = {"Modality": card.modality + (", **simulated**" if card.simulated else ""), "Task": card.task, "Classes": classes, "Group": card.group_rule,
+              "Known faults": card.notes, "Licence": card.licence, "From": " · ".join(where), "Cite": card.citation}
+    return [f"### {card.title}", "", f"`{card.name}`", "",
+            *[line for name, value in fields.items() if value for line in (f":{name}: {_escaped(value)}",)], ""]
+
+
+def _escaped(text: str) -> str:
+    """Text for a field of MyST markdown: on one line, with its asterisks and dollars as they are."""
+    return " ".join(text.split()).replace("$", "\\$")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    line = "| {} |".format
+    return [line(" | ".join(header)), line(" | ".join("---" for _ in header)), *(line(" | ".join(row)) for row in rows)]
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 # --------------------------------------------------------------------------------------------------------- render and check
@@ -322,6 +399,7 @@ class PageReader(HTMLParser):
         self.loads: list[str] = []
         self.text = ""
         self._inside = ""
+        self._article = False
 
     @classmethod
     def read(cls, page: Path) -> PageReader:
@@ -332,7 +410,8 @@ class PageReader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         self._inside = tag if tag in ("script", "style") else self._inside
-        self.titles += tag == "h1"
+        self._article |= tag == "article"
+        self.titles += tag == "h1" and self._article
         if tag == "img" and "logo" not in values.get("class", ""):
             self.images.append((values.get("src", ""), values.get("alt", "")))
         self.loads += [part.strip().split(" ")[0] for name in self._LOADING.get(tag, ()) for part in values.get(name, "").split(",") if part]
@@ -342,6 +421,7 @@ class PageReader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = "" if tag == self._inside else self._inside
+        self._article &= tag != "article"
 
     def handle_data(self, data: str) -> None:
         if self._inside == "style":
