@@ -220,6 +220,14 @@ def test_the_published_operating_points_come_from_the_corrected_test(pair, exact
     assert m.p_corrected == pytest.approx(corrected, abs=6e-4)
 
 
+def test_mcnemar_equals_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    m = paired.mcnemar(*discordant(9, 15, 40, 6))
+    assert m.p_exact == pytest.approx(mcnemar([[40, 9], [15, 6]], exact=True).pvalue)
+    assert m.p_corrected == pytest.approx(mcnemar([[40, 9], [15, 6]], exact=False).pvalue)
+
+
 def test_models_that_are_right_on_the_same_images_have_p_1():
     m = paired.mcnemar([1, 0, 1], [1, 0, 1])
     assert (m.p_exact, m.p_corrected, m.difference) == (1, 1, 0) and m.note

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,9 @@ def two_sided(z: float) -> float:
 
 
 def wilson(successes: int, trials: int, level: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (statsmodels)."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(int(successes), int(trials), alpha=1 - level, method="wilson")
-    return 0.0 if not successes else float(low), 1.0 if successes == trials else float(high)
+    """Wilson's score interval of a proportion (scipy)."""
+    interval = binomtest(int(successes), int(trials)).proportion_ci(level, method="wilson")
+    return 0.0 if not successes else float(interval.low), 1.0 if successes == trials else float(interval.high)
 
 
 def wilson_of(name: str, successes: int, trials: int, level: float, absent: str) -> Estimate:

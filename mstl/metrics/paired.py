@@ -380,8 +380,7 @@ def mcnemar(correct_a, correct_b, *, groups=None, level: float = 0.95) -> McNema
     sensitivities, to the negatives specificities. With ``groups`` also the clustered statistic (Σ d_g)² / Σ d_g², d_g = only_a − only_b in
     a group (Yang, Sun & Hardin 2010), and the interval becomes that of the clustered difference.
     """
-    from scipy.stats import chi2
-    from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+    from scipy.stats import binomtest, chi2
 
     a, b = _check.binary(correct_a, "correct_a"), _check.binary(correct_b, "correct_b")
     if len(a) != len(b):
@@ -389,8 +388,7 @@ def mcnemar(correct_a, correct_b, *, groups=None, level: float = 0.95) -> McNema
     level, n = _check.fraction(level), len(a)
     both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
     neither = n - both - only_a - only_b
-    table = [[both, only_a], [only_b, neither]]
-    exact = float(min(statsmodels_mcnemar(table, exact=True).pvalue, 1.0))
+    exact = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     statistic = max(abs(only_a - only_b) - 1, 0) ** 2 / (only_a + only_b) if only_a + only_b else 0.0
     low, high = _newcombe_paired(both, only_a, only_b, neither, level)
     note = "" if only_a + only_b else "no image is called right by one model only: the models cannot be told apart"
