@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,8 +149,8 @@ def writing(folder: Path):
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        full = number in _FULL or any(f"code: {n}," in str(error) for n in _FULL)
+        number = getattr(error, "errno", None) or (re.search(r"\(os error (\d+)\)", str(error)) or [0, 0])[1]  # safetensors
+        full = int(number) in _FULL
         what = "the disk (or the quota) is full" if full else f"writing failed ({error})"
         raise MstlError(f"Could not write to {folder} because {what}: what was saved before is untouched, so make room "
                         "and run the same command again to continue from there.") from error

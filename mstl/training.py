@@ -274,12 +274,8 @@ def code_fingerprint() -> str:
     wanted = {here / "training.py": set(NUMERICS), here / "augmentation.py": None,
               here / "models" / "backbones.py": {"to_input", "parameter_groups", "train_mode", "is_convolutional",
                                                  "head_names", "stages", "_trainable", "features"}}
-    digest = hashlib.sha256()
-    for path, names in wanted.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if names is None or getattr(node, "name", None) in names:
-                digest.update(ast.dump(_Bare().visit(node)).encode())
-    return digest.hexdigest()
+    bare = [_bare_code(path.read_text(encoding="utf-8"), names) for path, names in wanted.items()]
+    return hashlib.sha256("".join(bare).encode()).hexdigest()
 
 
 def peak_memory() -> dict[str, float]:
@@ -580,6 +576,12 @@ NUMERICS = ("_State", "_train", "_one_epoch", "_evaluate", "_auc", "_batch", "_f
 # --- Checks, files and display: no number comes from here. --------------------------------------------------------
 
 
+def _bare_code(source: str, names: set[str] | None) -> str:
+    """The definitions ``names`` of a module (all of it for None) as a syntax tree without words."""
+    nodes = ast.parse(source).body
+    return "".join(ast.dump(_Bare().visit(n)) for n in nodes if names is None or getattr(n, "name", None) in names)
+
+
 class _Bare(ast.NodeTransformer):
     """Code without docstrings and the words of errors."""
 
@@ -697,7 +699,8 @@ def _write_finished(folder: Path, key: str, model: nn.Module, recipe: Recipe, ou
         (folder / FINISHED).unlink(missing_ok=True)
         checkpoints.save(folder, model, lineage=[], score=outcome.kept, extra={"fit": key})
         checkpoints.write_text(folder / HISTORY, outcome.table().to_csv(index=False))
-        record = {"key": key, "best": outcome.kept, "seconds": round(outcome.seconds, 3), "recipe": asdict(recipe)}
+        record = {"key": key, "best": outcome.kept, "seconds": outcome.seconds, "recipe": asdict(recipe),
+                  "history": outcome.history}
         checkpoints.write_text(folder / FINISHED, json.dumps(record, indent=1) + "\n")
         (folder / RESUME).unlink(missing_ok=True)
 
@@ -716,12 +719,12 @@ def _load_finished(model: nn.Module, folder: Path | None, key: str) -> Fit | Non
         return None
     try:
         checkpoints.restore(model, folder, head="keep")
-        history = pd.read_csv(folder / HISTORY, float_precision="round_trip")
-    except (MstlError, OSError) as error:
+    except MstlError as error:
         print(f"{error} Training it again now.", file=sys.stderr)
         return None
     model.eval()
-    return Fit(model, history, record["best"], record["seconds"], key, True, folder, True)
+    (folder / RESUME).unlink(missing_ok=True)  # left by a kill between the last two steps
+    return Fit(model, pd.DataFrame(record["history"]), record["best"], record["seconds"], key, True, folder, True)
 
 
 def _drop_weights(folder: Path) -> None:

@@ -203,7 +203,10 @@ def _build(backbone: str, n_classes: int, image_size: int, inputs: int, drop_rat
         torch.manual_seed(seed)
         if cfg is not None and cfg.fixed_input_size:  # transformers are built for one image size
             try:
-                return timm.create_model(backbone, pretrained=False, img_size=image_size, **options)
+                model = timm.create_model(backbone, pretrained=False, img_size=image_size, **options)
+                if 0 in getattr(getattr(model, "patch_embed", None), "grid_size", ()):
+                    raise ValueError("an image is smaller than a patch")
+                return model
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise MstlError(f"timm cannot build '{backbone}' for images of {image_size} pixels ({error}): "
                                 "choose a multiple of its patch size.") from error
