@@ -103,7 +103,9 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
     planning.verify(runs)
     folder = planning.folder(study)
     if given.estimate:
-        print(planning.describe(planning.estimate(study, jobs=given.jobs)))
+        from mstl import estimates
+
+        print(estimates.describe(estimates.estimate(study, jobs=given.jobs), study, jobs=given.jobs))
         return 0
     with Lock(folder / ".lock").acquire(f"The study {study.name} ({folder})") as lock:
         done = sum(planning.finished(study, run) for run in runs)

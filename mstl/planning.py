@@ -371,10 +371,10 @@ def _own_files(parameters: Mapping[str, Any]) -> list[Path]:
 
 def _located(study: Study, path: Path) -> Study:
     """Paths in the study made absolute (or relative to the home folder where they lie below it)."""
-    def find(name: str, key: str) -> str:
+    def find(name: str, key: str, options: dict[str, Any]) -> str:
         if "/" not in name and os.sep not in name:
             if not (key.endswith("source") and name in ("imagenet", "none")):
-                _check_name(name, key, path)
+                _check_data(name, options, key, path)
             return name
         tried = [(base / Path(name).expanduser()).resolve() for base in (path.parent, paths.home(), Path.cwd())]
         for place in tried:
@@ -383,21 +383,31 @@ def _located(study: Study, path: Path) -> Study:
         raise MstlError(f"{path}: {key} is the path '{name}', but there is nothing at {' or '.join(map(str, dict.fromkeys(tried)))}: "
                         "mend the path.")
 
+    def placed(entry: DataKeys, key: str) -> DataKeys:
+        return entry.model_copy(update={"data": find(entry.data, f"{key}.data", entry.options)})
+
     return study.model_copy(update={
-        "lineages": [e.model_copy(update={"source": find(e.source, f"lineages.{i}.source")}) for i, e in enumerate(study.lineages)],
-        "bridges": [e.model_copy(update={"data": find(e.data, f"bridges.{i}.data")}) for i, e in enumerate(study.bridges)],
-        "targets": {n: e.model_copy(update={"data": find(e.data, f"targets.{n}.data")}) for n, e in study.targets.items()},
-        "data": [e.model_copy(update={"data": find(e.data, f"data.{i}.data")}) for i, e in enumerate(study.data)],
+        "lineages": [e.model_copy(update={"source": find(e.source, f"lineages.{i}.source", e.source_options)})
+                     for i, e in enumerate(study.lineages)],
+        "bridges": [placed(e, f"bridges.{i}") for i, e in enumerate(study.bridges)],
+        "targets": {name: placed(e, f"targets.{name}") for name, e in study.targets.items()},
+        "data": [placed(e, f"data.{i}") for i, e in enumerate(study.data)],
     })
 
 
-def _check_name(name: str, key: str, path: Path) -> None:
+def _check_data(name: str, options: dict[str, Any], key: str, path: Path) -> None:
+    """The data set and its options are in the catalog."""
+    from mstl.datasets import checked_options
     from mstl.datasets.catalog import catalog
 
     if name not in catalog():
         known = [*catalog(), *(["imagenet", "none"] if key.endswith("source") else [])]
         raise MstlError(f"{path}: {key} is '{name}', which the catalog does not have: {templates.suggestion(name, known)} "
                         "The path of something of your own has a slash in it, as in ./my-images.")
+    try:
+        checked_options(name, catalog()[name].options, options)
+    except MstlError as error:
+        raise MstlError(f"{path}: {key.rpartition('.')[0]}: {error}") from error
 
 
 def _consistent(study: Study, path: Path) -> Study:

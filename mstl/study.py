@@ -6,8 +6,8 @@ The first cell after the parameters is always::
     run = study.start("30_target", globals())
 
 A run writes into ``<run>/work/`` and moves its results into place at the end, ``run.json`` last: a run without
-``run.json`` is not finished, whatever else lies there. Study files (``read_study``, ``plan``, ``estimate``) are in
-:mod:`mstl.planning`; their names are also found here.
+``run.json`` is not finished, whatever else lies there. Study files (``read_study``, ``plan``) are in :mod:`mstl.planning` and
+``estimate`` in :mod:`mstl.estimates`; these names are also found here.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ AUXILIARY = ("notebook.ipynb", "log.txt", "progress.json", "kernels")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "scikit-learn", "statsmodels", "pandas", "papermill")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Seconds that a run waits for its folder: the kernel of a run that was killed needs one or two to notice.
+WAIT = 5.0
 _LOCKS: dict[Path, Lock] = {}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("read_study", "plan", "estimate", "Study", "PlannedRun"):
+    if name in ("read_study", "plan", "Study", "PlannedRun", "estimate"):
         # by name, so that a change in planning does not count as a change of every notebook
-        return getattr(importlib.import_module("mstl.planning"), name)
+        return getattr(importlib.import_module("mstl.estimates" if name == "estimate" else "mstl.planning"), name)
     raise AttributeError(f"module 'mstl.study' has no attribute '{name}'")
 
 
@@ -66,7 +68,7 @@ def start(stage: str, namespace: Mapping[str, Any]) -> Run:
     set_threads(values.get("threads", 0))
     out = _folder(stage, values)
     if out not in _LOCKS:
-        _LOCKS[out] = Lock(out / ".lock").acquire(f"The run {out}", wait=5.0)
+        _LOCKS[out] = Lock(out / ".lock").acquire(f"The run {out}", wait=WAIT)
     return Run(stage, values, out)
 
 

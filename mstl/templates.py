@@ -83,21 +83,8 @@ def modules(stage: str) -> list[Path]:
     """The files of this package that the stage imports, also indirectly and inside functions, with the tables beside
     them (``catalog.py`` → ``catalog.toml``): what a run depends on apart from its parents. Imports under
     ``if TYPE_CHECKING:`` do not count."""
-    trees = [tree for _, tree in _code_cells(template(stage))]
-    found: set[Path] = set()
-    queue = [module for tree in trees for module in _imports(tree, "")]
-    while queue:
-        name = queue.pop()
-        if "." in name:
-            queue.append(name.rpartition(".")[0])
-        path = _module_file(name)
-        if path is None or path in found:
-            continue
-        found.add(path)
-        if path.with_suffix(".toml").is_file():
-            found.add(path.with_suffix(".toml"))
-        queue += _imports(ast.parse(path.read_text(encoding="utf-8")), _package_of(path))
-    return sorted(found)
+    path = template(stage)
+    return _modules(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
@@ -108,6 +95,29 @@ def _parameters(path: Path, _mtime: int) -> dict[str, Parameter]:
     comments = {token.start[0]: token.string for token in tokenize.generate_tokens(io.StringIO(sources[0]).readline)
                 if token.type == tokenize.COMMENT}
     return {p.name: p for p in (_parameter(path, line, comments) for line in ast.parse(sources[0]).body)}
+
+
+@lru_cache(maxsize=64)
+def _modules(notebook: Path, _mtime: int) -> list[Path]:
+    found: set[Path] = set()
+    queue = [module for _, tree in _code_cells(notebook) for module in _imports(tree, "")]
+    while queue:
+        name = queue.pop()
+        if "." in name:
+            queue.append(name.rpartition(".")[0])
+        path = _module_file(name)
+        if path is None or path in found:
+            continue
+        found.add(path)
+        if path.with_suffix(".toml").is_file():
+            found.add(path.with_suffix(".toml"))
+        queue += _imported_by(path)
+    return sorted(found)
+
+
+@lru_cache(maxsize=None)
+def _imported_by(path: Path) -> list[str]:
+    return _imports(ast.parse(path.read_text(encoding="utf-8")), _package_of(path))
 
 
 def _parameter(path: Path, line: ast.stmt, comments: Mapping[int, str]) -> Parameter:

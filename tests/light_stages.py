@@ -32,7 +32,7 @@ PARAMETERS = {
                          'design: str = "folds"   # folds | holdout | published\nfolds: int = 5\ndraws: int = 1\nn_train: int = 0\n'
                          "n_val: int = 0\ntest: float = 0.5\ngroup_by_cluster: bool = False\nseeds: list = [0]\nrecipe: dict = {}\n"
                          "lrs: list = []\nsteps: list = []\nextra_steps: list = []\n",
-    "60_comparison": 'predictions: list = []\nestimand: str = ""\ncontrast: list = ["mstl", "ctl"]   # scratch | ctl | mstl\n'
+    "60_comparison": 'threads: int = 1\ntitles: dict = {}\nsimulated: bool = False\npredictions: list = []\nestimand: str = ""\ncontrast: list = ["mstl", "ctl"]   # scratch | ctl | mstl\n'
                      'metric: str = "auc"   # auc | accuracy | f1\nmargin: float = 0.02\nfamily: list = []\nholm: list = []\n'
                      "level: float = 0.95\nn_resamples: int = 2000\nseed: int = 0\n",
 }
@@ -59,6 +59,7 @@ targets:
   ultrasound: {data: phantom-ultrasound, classes: [benign, malignant], folds: 3}
   chest: {data: phantom-chest, design: holdout, n_train: 40}
 recipe: {epochs: 1}
+tuning: {lrs: [1e-3], steps: [2], scratch_extra_steps: [8]}
 """
 
 
