@@ -108,7 +108,8 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
 
     For each class, its 0/1 indicator y_c ~ N(F w, I/β) with w ~ N(0, I/α), hence y_c ~ N(0, I/β + F Fᵀ/α). In the coordinates of F's
     singular vectors this is a product, 1/β has a closed form for every ratio β/α, and the ratio is searched over its whole range and then refined:
-    the global maximum, limits included, also where N < D (the published fixed-point code leaves out −½ (D − N) log α there).
+    the global maximum of possibly several, limits included, also where N < D. (The published fixed-point code climbs to the maximum nearest to α = β = 1,
+    stops early, and leaves out −½ (D − N) log α where N < D.)
 
     ``features`` (N, D), not centred; ``labels`` (N,). Unchanged by rotations and by one common factor of the features, not by shifts. Cost: one Gram
     matrix and eigendecomposition of order min(N, D); where squaring would lose figures, a QR and an SVD of that order as well. Raises
