@@ -23,7 +23,7 @@ def pack(files: dict[str, bytes], folder: Path, stem: str, kind: str = ".zip") -
     if kind == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in files.items():
-                archive.writestr(name, data)
+                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # of a fixed date, so that its hash is fixed too
     elif kind:
         with tarfile.open(path, "w:" + kind.removeprefix(".tar").removeprefix(".")) as archive:
             for name, data in files.items():

@@ -16,7 +16,7 @@ from .. import paths
 from ..errors import MstlError
 from . import catalog
 from .catalog import Card, card, nearest
-from .imageset import ImageSet
+from .imageset import ImageSet, storage_error
 
 __all__ = ["Card", "ImageSet", "card", "load", "prepared_folder"]
 
@@ -39,24 +39,13 @@ def load(name: str | os.PathLike, size: int = 96, root: str | os.PathLike | None
     if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 1024:
         raise MstlError(f"size must be a whole number of pixels from 8 to 1024, not {size!r}")
     root = Path(root) if root is not None else paths.home("data")
-    path = _own_path(name)
-    if path is not None and path.is_dir():
-        from . import folder
-
-        return folder.load(path, size, root, workers=workers, progress=progress, options=options)
-    if path is not None:
-        from . import medmnist_files
-
-        return medmnist_files.load_file(path, size, root, workers=workers, progress=progress, options=options)
-    entry = card(str(name))
-    options = checked_options(entry.name, entry.options, options)
-    if entry.reader == "npz":
-        from . import medmnist_files
-
-        return medmnist_files.load(entry, size, root, workers=workers, progress=progress, options=options)
-    if entry.reader == "phantom":
-        return _phantom(entry, size, root, workers=workers, progress=progress, options=options)
-    return _archive(entry, size, root, workers=workers, progress=progress, options=options)
+    try:
+        return _load(name, size, root, workers=workers, progress=progress, options=options)
+    except OSError as problem:
+        sentence = storage_error(problem, str(name), root / "prepared")
+        if sentence is None:
+            raise
+        raise sentence from problem
 
 
 def prepared_folder(root: Path, name: str, size: int, changed: dict) -> Path:
@@ -94,14 +83,8 @@ def changed_options(allowed: dict, options: dict) -> dict:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Waits until no other process prepares `folder`; the lock is a file beside it, and goes with the process."""
-    from .imageset import storage_error
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = open(folder.with_name(f".{folder.name}.lock"), "a+b")
-    except OSError as problem:
-        raise storage_error(problem, folder.name, folder.parent) from problem
-    with file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "a+b") as file:
         try:
             import fcntl
         except ImportError:  # Windows
@@ -136,6 +119,23 @@ def opened(folder: Path, entry: Card, same: dict) -> ImageSet | None:
     return None if changed or any(data.provenance.get(key) != value for key, value in same.items()) else data
 
 
+def _load(name: str | os.PathLike, size: int, root: Path, *, workers: int | None, progress: bool, options: dict) -> ImageSet:
+    path = _own_path(name)
+    if path is not None:
+        from . import folder, medmnist_files
+
+        read = folder.load if path.is_dir() else medmnist_files.load_file
+        return read(path, size, root, workers=workers, progress=progress, options=options)
+    entry = card(str(name))
+    options = checked_options(entry.name, entry.options, options)
+    if entry.reader == "npz":
+        from . import medmnist_files
+
+        return medmnist_files.load(entry, size, root, workers=workers, progress=progress, options=options)
+    read = _phantom if entry.reader == "phantom" else _archive
+    return read(entry, size, root, workers=workers, progress=progress, options=options)
+
+
 def _own_path(name: str | os.PathLike) -> Path | None:
     path = Path(name).expanduser()
     if isinstance(name, str) and name in catalog.catalog():
@@ -167,7 +167,7 @@ def _archive(entry: Card, size: int, root: Path, *, workers: int | None, progres
     with locked(folder):
         data = opened(folder, entry, same)  # another process may have prepared it meanwhile
         if data is None:
-            with archives.Archive(found) as archive:
+            with archives.Archive(found, scratch=folder.parent) as archive:
                 plan = archives.READERS[entry.reader](archive, entry, size, **options)
                 prepare(entry, plan.jobs, folder, size, with_masks=plan.masks, with_boxes=plan.boxes, workers=workers, progress=progress,
                         provenance=archives.provenance(found, archive.sha256(), entry) | {"options": options})

@@ -55,15 +55,16 @@ def weight(path: Path) -> int:
     """Bytes of the archive, or of all files of a folder: the cheap sign that it has been exchanged."""
     if path.is_file():
         return path.stat().st_size
-    return sum((Path(where) / name).stat().st_size for where, _, names in os.walk(path) for name in names)
+    files = (Path(where) / name for where, _, names in os.walk(path) for name in names)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 class Archive:
     """Members of an archive by name (`names`, sorted; folders, hidden files and macOS forks left out), read whole by `read`
-    from any thread. Use as a context manager."""
+    from any thread. Use as a context manager. A compressed tar is unfolded into a nameless file in the folder `scratch`."""
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path, scratch: Path | None = None):
+        self.path, self._scratch = Path(path), scratch
         self._close: list[Callable[[], None]] = []
         try:
             members = self._open()
@@ -74,7 +75,7 @@ class Archive:
             self.close()
             raise
         for name in members:
-            _refuse_climbing(name, self.path)
+            refuse_climbing(name, self.path)
         self.names = sorted(name for name in members if not _hidden(name))
         self._members = members
 
@@ -82,7 +83,7 @@ class Archive:
         if self.path.is_dir():
             self._read = self._from_folder
             files = [Path(where) / name for where, _, names in os.walk(self.path) for name in names]
-            return {file.relative_to(self.path).as_posix(): file for file in files}
+            return {file.relative_to(self.path).as_posix(): file for file in files if file.is_file()}
         if self.path.suffix.lower() == ".zip":
             self._zip = zipfile.ZipFile(self.path)
             self._close.append(self._zip.close)
@@ -98,7 +99,7 @@ class Archive:
             self._file = open(self.path, "rb")
             self._close.append(self._file.close)
         else:
-            self._file = tempfile.TemporaryFile()
+            self._file = tempfile.TemporaryFile(dir=self._scratch)
             self._close.append(self._file.close)
             with unfold(self.path, "rb") as packed:
                 shutil.copyfileobj(packed, self._file, 1 << 20)
@@ -180,10 +181,11 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def _refuse_climbing(name: str, path: Path) -> None:
+def refuse_climbing(name: str, path: Path) -> None:
+    """MstlError where `name`, an entry of `path`, is absolute or has a part `..` (by the rules of any system)."""
     parts = re.split(r"[\\/]", name)
     if ".." in parts or name.startswith(("/", "\\")) or re.match(r"^[A-Za-z]:", name):
-        raise MstlError(f"{path}: refused, because its entry {name!r} climbs out of the archive's folder; get the archive from its publisher")
+        raise MstlError(f"{path}: refused, because its entry {name!r} climbs out of the folder; get the archive from its publisher, and list only files inside the folder")
 
 
 def _hidden(name: str) -> bool:
@@ -348,6 +350,13 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
         by_film.setdefault(finding["film"], []).append(finding)
         partners.setdefault(shuffled[number % len(shuffled)], []).append(finding)
 
+    outlines: dict[str, Breast] = {}  # a lesion's film is asked for twice
+
+    def breast_on(film: str, image: Image.Image | None = None) -> Breast:
+        if film not in outlines:
+            outlines[film] = Breast(image or decode(archive.read(members[film]), members[film]))
+        return outlines[film]
+
     def window(breast: Breast, finding: dict) -> tuple[int, int, int]:
         unit = breast.width / 1024
         side = round(max(context * 2 * finding["radius"], smallest) * unit)
@@ -363,7 +372,7 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
     def lesions(film: str, found: list[dict]) -> Callable[[int, int], list[Picture]]:
         def make(size: int, channels: int) -> list[Picture]:
             image = decode(archive.read(members[film]), members[film], channels)
-            breast = Breast(image)
+            breast = breast_on(film, image)
             return [picture(image, breast, window(breast, f), size) for f in found]
 
         return make
@@ -371,10 +380,10 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
     def normals(film: str, found: list[dict]) -> Callable[[int, int], list[Picture]]:
         def make(size: int, channels: int) -> list[Picture]:
             image = decode(archive.read(members[film]), members[film], channels)
-            breast, taken = Breast(image), []
+            breast, taken = breast_on(film, image), []
             rng = np.random.default_rng(int(film[3:]))
             for partner in found:
-                other = Breast(decode(archive.read(members[partner["film"]]), members[partner["film"]]))
+                other = breast_on(partner["film"])
                 target = window(other, partner)
                 side = min(round(target[2] * image.width / other.width), image.width, image.height)
                 taken.append(breast.draw(side, max(0.5, other.share(*target)), taken, rng))

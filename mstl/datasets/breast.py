@@ -13,7 +13,7 @@ class Breast:
         shown, muscle = outline(film)
         self.width, self.height = film.size
         self.scale = shown.shape[1] / film.width
-        self._shown, self._muscle = (np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))) for mask in (shown, muscle))
+        self._shown, self._muscle = (np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0))) for mask in (shown, muscle))
         columns = np.flatnonzero(shown.any(0))
         self.left, self.right = columns[0] / self.scale, (columns[-1] + 1) / self.scale
 

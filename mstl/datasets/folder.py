@@ -4,21 +4,22 @@
     scans/p1_left.dcm,malignant,p1,Leiden,train,left,p1,120,80,260,190
 
 One row an image; a path that comes twice brings another box (pixels of the original image). Empty cells are unknown.
-Further columns are kept in `ImageSet.extra`.
+Further columns are kept, as text, in `ImageSet.extra`. Commas, semicolons or tabs part the columns.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from ..errors import MstlError
 from . import changed_options, checked_options, locked, opened, prepared_folder
-from .archives import Archive, _refuse_climbing
+from .archives import refuse_climbing
 from .catalog import Card, nearest
 from .imageset import ImageSet
 from .pixels import Picture, decode, place
@@ -58,13 +59,13 @@ def load(folder: Path, size: int, root: Path, *, workers: int | None, progress: 
         data = opened(target, entry(channels), {"files": state})
         if data is not None:
             return data
-    with locked(target), Archive(folder) as archive:
-        card = entry(options["channels"] or _channels(archive, list(dict.fromkeys(table["path"]))))
+    with locked(target):
+        card = entry(options["channels"] or _channels(folder, list(dict.fromkeys(table["path"]))))
         data = opened(target, card, {"files": state})
         if data is None:
             boxed = bool(table[CORNERS].notna().all(axis=1).any())
             source = {"file": folder.resolve().name, "files": state, "note": "an own folder with manifest.csv", "options": _plain(options)}
-            prepare(card, _jobs(archive, table, options["fit"]), target, size, with_boxes=boxed, workers=workers, progress=progress, provenance=source)
+            prepare(card, _jobs(folder, table, options["fit"]), target, size, with_boxes=boxed, workers=workers, progress=progress, provenance=source)
             data = ImageSet.open(target, card=card)
     return data
 
@@ -76,7 +77,10 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         raise MstlError(f"{folder}: there is no {MANIFEST} in this folder; write one with the columns path,label and, where known, "
                         f"{','.join(COLUMNS[2:])}")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        text = path.read_text(encoding="utf-8-sig")
+        head = text.split("\n", 1)[0]
+        separator = max(",;\t", key=head.count)
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as problem:
         raise MstlError(f"{path}: it cannot be read as comma-separated UTF-8 text ({' '.join(str(problem).split())})") from None
     table.columns = [str(column).strip() for column in table.columns]
@@ -84,16 +88,23 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         if column not in table:
             hint = next((nearest(column, [c]) for c in table.columns if nearest(column, [c])), "")
             raise MstlError(f"{path}: the column {column!r} is missing; its columns are {', '.join(table.columns)}{hint}")
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)]
     if table.empty:
         raise MstlError(f"{path}: it lists no image; write one row an image")
-    table = table.apply(lambda column: column.str.strip())
-    line = lambda index: f"{path}, line {index + 2}"  # noqa: E731 — the head is line 1
-    for index, row in enumerate(zip(table["path"], table["label"])):
-        for column, value in zip(("path", "label"), row):
-            if not value:
-                raise MstlError(f"{line(index)}: the {column} is missing; fill it in, or delete the row")
+    numbers = (table.index + 2).tolist()  # the head is line 1
+    table = table.reset_index(drop=True)
+
+    def line(index: int) -> str:
+        return f"{path}, line {numbers[index]}"
+
+    for column in ("path", "label"):
+        empty = table.index[table[column] == ""]
+        if len(empty):
+            raise MstlError(f"{line(empty[0])}: the {column} is missing; fill it in, or delete the row")
     for value in table["path"].unique():
-        _refuse_climbing(value, path)
+        refuse_climbing(value, path)
+    table["path"] = [PurePosixPath(value.replace("\\", "/")).as_posix() for value in table["path"]]
     for column in COLUMNS[2:7]:
         table[column] = table[column] if column in table else ""
     unknown = table.loc[~table["split"].isin(SPLITS), "split"]
@@ -135,9 +146,9 @@ def _check_repeats(table: pd.DataFrame, line: Callable[[int], str]) -> None:
         for column in ("label", "group", "center", "split", "view", "case"):
             if table.at[index, column] != table.at[before, column]:
                 raise MstlError(f"{line(index)}: {path!r} has the {column} {table.at[index, column]!r} here and "
-                                f"{table.at[before, column]!r} in line {before + 2}; make them agree")
+                                f"{table.at[before, column]!r} in {line(before).rsplit(', ')[-1]}; make them agree")
         if np.isnan(table.at[index, "x0"]) or np.isnan(table.at[before, "x0"]):
-            raise MstlError(f"{line(index)}: {path!r} was listed in line {before + 2} already; list it once, or with one box a row")
+            raise MstlError(f"{line(index)}: {path!r} was listed in {line(before).rsplit(', ')[-1]} already; list it once, or with one box a row")
 
 
 def _check_splits(table: pd.DataFrame, path: Path) -> None:
@@ -162,20 +173,20 @@ def _classes(labels: np.ndarray) -> tuple[str, ...]:
 def _check_classes(folder: Path, table: pd.DataFrame, classes: tuple[str, ...]) -> None:
     for index, label in table["label"].drop_duplicates().items():
         if label not in classes:
-            raise MstlError(f"{folder / MANIFEST}, line {index + 2}: the label {label!r} is none of the classes {', '.join(classes)}{nearest(label, classes)}")
+            raise MstlError(f"{folder / MANIFEST}: {table.at[index, 'path']} has the label {label!r}, which is none of the classes {', '.join(classes)}{nearest(label, classes)}")
     if len(classes) < 2:
         raise MstlError(f"{folder / MANIFEST}: every image has the label {classes[0]!r}; at least two classes are needed")
 
 
-def _channels(archive: Archive, paths: list[str]) -> int:
+def _channels(folder: Path, paths: list[str]) -> int:
     for path in paths[:8]:
-        pixels = np.asarray(decode(archive.read(path), path, 3))
+        pixels = np.asarray(decode((folder / path).read_bytes(), path, 3))
         if (pixels != pixels[..., :1]).any():
             return 3
     return 1
 
 
-def _jobs(archive: Archive, table: pd.DataFrame, fit: str) -> list[Job]:
+def _jobs(folder: Path, table: pd.DataFrame, fit: str) -> list[Job]:
     further = [column for column in table.columns if column not in COLUMNS]
     jobs = []
     for path, rows in table.groupby("path", sort=False):
@@ -183,13 +194,13 @@ def _jobs(archive: Archive, table: pd.DataFrame, fit: str) -> list[Job]:
         boxes = [(first["label"], *box) for box in rows[CORNERS].dropna().to_numpy().tolist()]
         row = Row(path, first["label"], first["group"] or path, first["split"], first["center"], first["view"], first["case"],
                   {column: first[column] for column in further})
-        jobs.append(Job((row,), _picture(archive, path, boxes, fit)))
+        jobs.append(Job((row,), _picture(folder / path, path, boxes, fit)))
     return jobs
 
 
-def _picture(archive: Archive, path: str, boxes: list[tuple], fit: str) -> Callable[[int, int], list[Picture]]:
+def _picture(file: Path, path: str, boxes: list[tuple], fit: str) -> Callable[[int, int], list[Picture]]:
     def make(size: int, channels: int) -> list[Picture]:
-        image = decode(archive.read(path), path, channels, smallest=None if boxes else 2 * size)
+        image = decode(file.read_bytes(), path, channels, smallest=None if boxes else 2 * size)
         pixels, where = place(image, size, fit)
         for box in boxes:
             if box[1] < 0 or box[2] < 0 or box[3] > image.width or box[4] > image.height:

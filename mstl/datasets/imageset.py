@@ -57,7 +57,7 @@ class ImageSet:
     cases: np.ndarray | None = None
     extra: pd.DataFrame | None = None
     provenance: dict = field(default_factory=dict)
-    digest: str = ""  # stored content hash; `hash` computes it where it is empty
+    digest: str = field(default="", init=False)  # the stored hash; a copy made by `dataclasses.replace` has none and computes its own
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -104,14 +104,16 @@ class ImageSet:
 
     @property
     def hash(self) -> str:
-        """SHA-256 hex over images, masks, boxes and every table; the same for the same content, wherever it was prepared."""
+        """SHA-256 hex over images, masks, boxes and every table: the same content has the same hash, wherever it was prepared.
+        The hash of a subset, a selection or a regrouping follows from its parent's and the change, without reading pixels."""
         if not self.digest:
             object.__setattr__(self, "digest", content_hash(self))
         return self.digest
 
     def subset(self, index: np.ndarray | Sequence[int] | slice) -> ImageSet:
         """The rows of `index` (row numbers, a mask of N booleans, or a slice), in that order. Pixels are copied when first read."""
-        rows = np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index)]
+        index = index if isinstance(index, slice) else np.asarray(index)
+        rows = np.arange(len(self))[index] if isinstance(index, slice) or index.size else np.empty(0, int)
         if rows.size == 0:
             raise MstlError(f"{self.name}: a subset of no images was asked for; check the index or the selection")
         changes = {key: getattr(self, key)[rows] for key in ("labels", *_TEXT) if getattr(self, key) is not None}
@@ -177,13 +179,15 @@ class ImageSet:
             table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False, encoding="utf-8")
             boxes = _read_boxes(folder / "boxes.csv") if head["boxes"] else None
             extra = {name: _typed(table[f"extra.{name}"], kind) for name, kind in head["extra"]}
-            return cls(
-                name=head["name"], classes=tuple(head["classes"]), card=card or Card(**head["card"]), digest=head["hash"],
+            data = cls(
+                name=head["name"], classes=tuple(head["classes"]), card=card or Card(**head["card"]),
                 provenance=head["provenance"], images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
                 masks=np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False) if head["masks"] else None,
                 labels=table["label"].astype(np.int64).to_numpy(), boxes=boxes,
                 extra=pd.DataFrame(extra) if extra else None,
                 **{key: table[column].to_numpy(dtype=str) if column in table else None for key, column in _COLUMNS.items()})
+            object.__setattr__(data, "digest", head["hash"])
+            return data
         except (OSError, KeyError, TypeError, ValueError) as problem:
             if isinstance(problem, MstlError):
                 raise
@@ -228,14 +232,17 @@ def writing(folder: str | os.PathLike, name: str) -> Iterator[Path]:
         yield aside
         _publish(aside, folder)
     except OSError as problem:
-        raise storage_error(problem, name, folder.parent) from problem
+        sentence = storage_error(problem, name, folder.parent)
+        if sentence is None:
+            raise
+        raise sentence from problem
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def storage_error(problem: OSError, name: str, folder: Path) -> Exception:
-    """`problem` as a sentence where it means that nothing can be written; any other problem as it is."""
+def storage_error(problem: OSError, name: str, folder: Path) -> MstlError | None:
+    """`problem` as a sentence where it means that nothing can be written, else None."""
     import errno
 
     if problem.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
@@ -244,7 +251,7 @@ def storage_error(problem: OSError, name: str, folder: Path) -> Exception:
     if problem.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
         return MstlError(f"{name}: {folder} cannot be written to ({os.strerror(problem.errno)}); "
                          "name another folder by root= or MSTL_HOME, and call again")
-    return problem
+    return None
 
 
 def write_tables(data: ImageSet, folder: Path) -> None:

@@ -22,7 +22,7 @@ from ..errors import MstlError
 from . import changed_options, checked_options, locked, opened, prepared_folder
 from .archives import provenance
 from .catalog import Card, card, catalog
-from .imageset import ImageSet, storage_error
+from .imageset import ImageSet
 from .pixels import Picture, place
 from .prepare import Job, Row, prepare
 
@@ -89,8 +89,6 @@ def _download(entry: Card, size: int, places: list[Path]) -> Path:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as aside:  # a broken download leaves nothing behind
             getattr(medmnist, info["python_class"])(split="test", download=True, root=aside, size=edge)
             os.replace(Path(aside) / path.name, path)
-    except OSError as problem:
-        raise storage_error(problem, entry.name, path.parent) from problem
     except RuntimeError as problem:  # medmnist turns every failure of a download into this
         cause = problem.__context__ or problem
         raise MstlError(f"{entry.name}: {path.name} is in none of {', '.join(map(str, places))} and could not be downloaded "
