@@ -103,13 +103,13 @@ def _film(film: int, size: int) -> np.ndarray:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def cells(lines: tuple[str, ...], frames: int = 2, height: int = 160, width: int = 140) -> dict[str, bytes]:
-    """`frames` of each line; the second line's second frame is of another well. The lowest 60 rows are white (the scale bar)."""
+def cells(lines: tuple[str, ...], frames: int = 2, height: int = 200, width: int = 140) -> dict[str, bytes]:
+    """`frames` of each line; the second line's second frame is of another well. The lowest 100 rows are white (the scale bar)."""
     files = {}
     for i, line in enumerate(lines):
         for frame in range(frames):
             pixels = noise(10 * i + frame, height, width) // 2
-            pixels[-60:] = 255
+            pixels[-100:] = 255
             well = "G4" if i == 1 and frame == 1 else "C6"
             files[f"data/{line}/{line}_{well}_1_0{frame + 1}d02h30m.jpg"] = encoded(pixels, "JPEG")
     return files

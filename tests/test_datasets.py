@@ -186,7 +186,7 @@ CELLS = catalog.card("cells-brightfield").classes
 LAYOUTS = {
     "busi": ("Dataset_BUSI", lookalikes.busi), "chest-xray": ("ChestXRay2017", lookalikes.chest), "mias-regions": ("all-mias", lookalikes.mias),
     "mias-whole": ("all-mias", lookalikes.mias), "mias-tissue": ("all-mias", lookalikes.mias), "bone-fracture": ("bone_fracture", lookalikes.bone),
-    "cells-brightfield": ("cell_lines_brightfield", lambda: lookalikes.cells(CELLS, height=110, width=70)),
+    "cells-brightfield": ("cell_lines_brightfield", lambda: lookalikes.cells(CELLS, height=150, width=70)),
     "cifar10": ("CIFAR-10-images", lambda: lookalikes.class_folders(catalog.card("cifar10").classes, {"train": 2, "test": 1}, "CIFAR-10-images", 3))}
 
 
@@ -806,6 +806,10 @@ def test_real_mias_regions_match_in_number_size_and_background(real_root, monkey
 def test_real_cell_lines_give_sixty_crops_a_frame_and_six_lines_with_several_wells(real_root, monkeypatch):
     data = load_real("cells-brightfield", real_root, monkeypatch, size=96)
     assert len(data) == 90 * 60 and len(data.classes) == 30 and (np.bincount(data.labels) == 180).all()
+    with zipfile.ZipFile(REAL / "cell_lines_brightfield.zip") as archive:  # the bar's line is white (255) over 200 pixels; no crop may hold it
+        frame = np.asarray(Image.open(io.BytesIO(archive.read(archive.namelist()[0]))).convert("L"))
+    bar = np.flatnonzero((frame[:, 80:280] > 200).mean(1) > 0.9)
+    assert len(bar) and bar.min() - 40 > frame.shape[0] - 100 and data.extra["row"].max() * 96 + 96 <= frame.shape[0] - 100
     wells = data.table().groupby("class")["group"].nunique()
     assert (wells > 1).sum() == 6
 
