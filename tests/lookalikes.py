@@ -23,7 +23,9 @@ def pack(files: dict[str, bytes], folder: Path, stem: str, kind: str = ".zip") -
     if kind == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in files.items():
-                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # of a fixed date, so that its hash is fixed too
+                archive.writestr(
+                    zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
+                )  # of a fixed date, so that its hash is fixed too
     elif kind:
         with tarfile.open(path, "w:" + kind.removeprefix(".tar").removeprefix(".")) as archive:
             for name, data in files.items():
@@ -67,12 +69,25 @@ def busi(each: int = 3) -> dict[str, bytes]:
 
 def chest() -> dict[str, bytes]:
     """Published parts, patients in the names, one patient with several images."""
-    names = ["train/NORMAL/IM-0115-0001", "train/NORMAL/IM-0115-0002", "train/NORMAL/NORMAL2-IM-0512-0001", "train/NORMAL/NORMAL2-IM-0512-0001-0002",
-             "train/PNEUMONIA/person12_bacteria_34", "train/PNEUMONIA/person12_bacteria_35", "train/PNEUMONIA/person12_virus_40",
-             "test/NORMAL/IM-0001-0001", "test/NORMAL/NORMAL2-IM-0030-0001", "test/PNEUMONIA/person12_virus_7_1".replace("12", "3"),
-             "test/PNEUMONIA/person100_bacteria_475"]
+    names = [
+        "train/NORMAL/IM-0115-0001",
+        "train/NORMAL/IM-0115-0002",
+        "train/NORMAL/NORMAL2-IM-0512-0001",
+        "train/NORMAL/NORMAL2-IM-0512-0001-0002",
+        "train/PNEUMONIA/person12_bacteria_34",
+        "train/PNEUMONIA/person12_bacteria_35",
+        "train/PNEUMONIA/person12_virus_40",
+        "test/NORMAL/IM-0001-0001",
+        "test/NORMAL/NORMAL2-IM-0030-0001",
+        "test/PNEUMONIA/person12_virus_7_1".replace("12", "3"),
+        "test/PNEUMONIA/person100_bacteria_475",
+    ]
     files = {f"chest_xray/{name}.jpeg": encoded(noise(i, 48, 48), "JPEG") for i, name in enumerate(names)}
-    return {**files, "__MACOSX/chest_xray/train/NORMAL/._IM-0115-0001.jpeg": b"fork", "chest_xray/.DS_Store": b"desktop"}
+    return {
+        **files,
+        "__MACOSX/chest_xray/train/NORMAL/._IM-0115-0001.jpeg": b"fork",
+        "chest_xray/.DS_Store": b"desktop",
+    }
 
 
 def mias(size: int = 256, women: int = 6) -> dict[str, bytes]:
@@ -115,21 +130,32 @@ def cells(lines: tuple[str, ...], frames: int = 2, height: int = 200, width: int
     return files
 
 
-def class_folders(classes: tuple[str, ...], splits: dict[str, int], root: str, channels: int = 1, size: int = 32) -> dict[str, bytes]:
+def class_folders(
+    classes: tuple[str, ...], splits: dict[str, int], root: str, channels: int = 1, size: int = 32
+) -> dict[str, bytes]:
     """`root/SPLIT/CLASS/0001.png`, as many images a class as `splits` says."""
     files = {}
     for split, count in splits.items():
         for c, name in enumerate(classes):
             for i in range(count):
-                files[f"{root}/{split}/{name}/{i + 1:04d}.png"] = encoded(noise(1000 * c + 10 * i + len(split), size, size, channels))
+                files[f"{root}/{split}/{name}/{i + 1:04d}.png"] = encoded(
+                    noise(1000 * c + 10 * i + len(split), size, size, channels)
+                )
     return files
 
 
 def bone() -> dict[str, bytes]:
     """YOLO layout: a polygon, a plain box, an image without a mark, and two copies of one original."""
     files = {"bone_fracture/data.yaml": b"nc: 2\nnames: ['elbow positive', 'wrist positive']\n"}
-    labels = {"train": {"image1_1_png.rf.aaa": "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5", "image1_1_png.rf.bbb": "1 0.5 0.5 0.2 0.4",
-                        "image1_2_png.rf.ccc": ""}, "val": {"image1_3_png.rf.ddd": "1 0.5 0.5 0.2 0.4\n0 0.1 0.1 0.1 0.1"}, "test": {"image2_4_png.rf.eee": ""}}
+    labels = {
+        "train": {
+            "image1_1_png.rf.aaa": "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5",
+            "image1_1_png.rf.bbb": "1 0.5 0.5 0.2 0.4",
+            "image1_2_png.rf.ccc": "",
+        },
+        "val": {"image1_3_png.rf.ddd": "1 0.5 0.5 0.2 0.4\n0 0.1 0.1 0.1 0.1"},
+        "test": {"image2_4_png.rf.eee": ""},
+    }
     for split, images in labels.items():
         for i, (stem, text) in enumerate(images.items()):
             files[f"bone_fracture/{split}/images/{stem}.jpg"] = encoded(noise(i + len(split), 40, 80), "JPEG")
@@ -137,7 +163,9 @@ def bone() -> dict[str, bytes]:
     return files
 
 
-def medmnist(path: Path, size: int = 28, classes: int = 2, channels: int = 1, counts: tuple[int, int, int] = (12, 4, 6)) -> Path:
+def medmnist(
+    path: Path, size: int = 28, classes: int = 2, channels: int = 1, counts: tuple[int, int, int] = (12, 4, 6)
+) -> Path:
     """A MedMNIST .npz: {train,val,test}_images and _labels."""
     arrays = {}
     for number, (part, count) in enumerate(zip(("train", "val", "test"), counts)):
@@ -155,18 +183,30 @@ def own_folder(folder: Path, rows: str | None = None) -> Path:
     ramp = np.tile(np.linspace(0, 255, 40), (30, 1)).astype(np.uint8)
     Image.fromarray(ramp).save(folder / "a.png")
     Image.fromarray(ramp).save(folder / "b.jpg", quality=95)
-    Image.fromarray((ramp.astype(np.uint16) * 16)).save(folder / "c.tif")  # 12 bits in 16
-    Image.fromarray((ramp.astype(np.uint16) * 257)).save(folder / "d.png")
+    Image.fromarray(ramp.astype(np.uint16) * 16).save(folder / "c.tif")  # 12 bits in 16
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(folder / "d.png")
     (folder / "e.dcm").write_bytes(dicom(ramp.astype(np.uint16) * 16, window=(2040, 4080)))
     (folder / "f.dcm").write_bytes(dicom(4080 - ramp.astype(np.uint16) * 16, photometric="MONOCHROME1"))
-    (folder / "manifest.csv").write_text(rows or "path,label,group,center,split,x0,y0,x1,y1,scanner\na.png,ill,p1,A,train,4,3,20,15,x\n"
-                                         "a.png,ill,p1,A,train,30,20,40,30,x\nb.jpg,well,p2,A,train,,,,,y\nc.tif,ill,p3,B,val,,,,,y\n"
-                                         "d.png,well,p4,B,val,,,,,y\ne.dcm,ill,p5,B,test,,,,,y\nf.dcm,well,p6,B,test,,,,,z\n")
+    (folder / "manifest.csv").write_text(
+        rows
+        or "path,label,group,center,split,x0,y0,x1,y1,scanner\na.png,ill,p1,A,train,4,3,20,15,x\n"
+        "a.png,ill,p1,A,train,30,20,40,30,x\nb.jpg,well,p2,A,train,,,,,y\nc.tif,ill,p3,B,val,,,,,y\n"
+        "d.png,well,p4,B,val,,,,,y\ne.dcm,ill,p5,B,test,,,,,y\nf.dcm,well,p6,B,test,,,,,z\n"
+    )
     return folder
 
 
-def dicom(pixels: np.ndarray, *, bits: int = 12, window: tuple[float, float] | None = None, photometric: str = "MONOCHROME2",
-          lut: np.ndarray | None = None, slope: float = 1, intercept: float = 0, function: str = "LINEAR") -> bytes:
+def dicom(
+    pixels: np.ndarray,
+    *,
+    bits: int = 12,
+    window: tuple[float, float] | None = None,
+    photometric: str = "MONOCHROME2",
+    lut: np.ndarray | None = None,
+    slope: float = 1,
+    intercept: float = 0,
+    function: str = "LINEAR",
+) -> bytes:
     """An uncompressed DICOM file of one frame of uint16 `pixels`, with a VOI window (center, width) or a VOI LUT."""
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid

@@ -53,13 +53,34 @@ def small(root: Path, maker=lookalikes.busi, stem="Dataset_BUSI", kind=".zip") -
 def test_every_card_is_complete_and_names_a_reader_that_exists():
     readers = {*archives.READERS, "npz", "phantom"}
     for card in catalog.catalog().values():
-        assert card.title and card.modality and card.task and card.group_rule and card.licence and card.citation, card.name
-        assert card.role in {"source", "bridge", "target"} and card.channels in (1, 3) and card.reader in readers, card.name
+        assert card.title and card.modality and card.task and card.group_rule and card.licence and card.citation, (
+            card.name
+        )
+        assert card.role in {"source", "bridge", "target"} and card.channels in (1, 3) and card.reader in readers, (
+            card.name
+        )
         assert card.simulated or (card.url.startswith("http") and card.archive and len(card.classes) >= 2), card.name
         assert len(set(card.classes)) == len(card.classes)
-        assert all(value.split(":")[0] in {"sha256", "md5"} for value in [*card.checksum.values(), *card.known.values()])
-    assert {"busi", "chest-xray", "mias-regions", "mias-tissue", "mias-whole", "cells-brightfield", "cifar10", "bone-fracture", "pneumoniamnist",
-            "breastmnist", "phantom-ultrasound", "phantom-mammogram", "phantom-chest", "phantom-cells", "phantom-fractals"} <= set(catalog.catalog())
+        assert all(
+            value.split(":")[0] in {"sha256", "md5"} for value in [*card.checksum.values(), *card.known.values()]
+        )
+    assert {
+        "busi",
+        "chest-xray",
+        "mias-regions",
+        "mias-tissue",
+        "mias-whole",
+        "cells-brightfield",
+        "cifar10",
+        "bone-fracture",
+        "pneumoniamnist",
+        "breastmnist",
+        "phantom-ultrasound",
+        "phantom-mammogram",
+        "phantom-chest",
+        "phantom-cells",
+        "phantom-fractals",
+    } <= set(catalog.catalog())
 
 
 def test_the_catalog_and_the_medmnist_package_agree():
@@ -68,7 +89,9 @@ def test_the_catalog_and_the_medmnist_package_agree():
     for card in catalog.catalog().values():
         if card.reader == "npz":
             info = INFO[card.name]
-            assert card.checksum == {f"{card.name}{tail}.npz": f"md5:{info[f'MD5{tail}']}" for tail in ("", "_64", "_128", "_224")}
+            assert card.checksum == {
+                f"{card.name}{tail}.npz": f"md5:{info[f'MD5{tail}']}" for tail in ("", "_64", "_128", "_224")
+            }
             names = tuple(info["label"][str(i)] for i in range(len(info["label"])))
             own = tuple(card.layout.get("labels", card.classes))
             assert own == names or own == tuple(f"grade {name}" for name in names), card.name
@@ -91,12 +114,30 @@ def test_the_page_about_the_data_is_the_catalog_s():
 def an_image_set(n: int = 8) -> datasets.ImageSet:
     rng = np.random.default_rng(0)
     return datasets.ImageSet(
-        name="made-up", images=rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8), labels=np.arange(n) % 3, classes=("a", "b", "c"),
-        groups=[f"g{i // 2}" for i in range(n)], centers=["A"] * n, ids=[f"i{i}" for i in range(n)], splits=[""] * n, card=catalog.card("busi"),
-        masks=rng.integers(0, 2, (n, 8, 8), dtype=np.uint8), views=["left", "right"] * (n // 2), cases=[f"c{i // 2}" for i in range(n)],
-        boxes=pd.DataFrame({"image": [0, 2, 2, 5], "class": ["a", "c", "c", "c"], "x0": 0.1, "y0": 1 / 3, "x1": 5.0, "y1": 6.0}),
-        extra=pd.DataFrame({"number": np.arange(n), "share": np.linspace(0, 1, n) / 3, "word": ["NA", "", "x,y", 'q"', "é", "1", "01", "None"],
-                            "sure": [True, False] * (n // 2)}))
+        name="made-up",
+        images=rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8),
+        labels=np.arange(n) % 3,
+        classes=("a", "b", "c"),
+        groups=[f"g{i // 2}" for i in range(n)],
+        centers=["A"] * n,
+        ids=[f"i{i}" for i in range(n)],
+        splits=[""] * n,
+        card=catalog.card("busi"),
+        masks=rng.integers(0, 2, (n, 8, 8), dtype=np.uint8),
+        views=["left", "right"] * (n // 2),
+        cases=[f"c{i // 2}" for i in range(n)],
+        boxes=pd.DataFrame(
+            {"image": [0, 2, 2, 5], "class": ["a", "c", "c", "c"], "x0": 0.1, "y0": 1 / 3, "x1": 5.0, "y1": 6.0}
+        ),
+        extra=pd.DataFrame(
+            {
+                "number": np.arange(n),
+                "share": np.linspace(0, 1, n) / 3,
+                "word": ["NA", "", "x,y", 'q"', "é", "1", "01", "None"],
+                "sure": [True, False] * (n // 2),
+            }
+        ),
+    )
 
 
 def test_a_set_comes_back_from_disk_as_it_was_written(tmp_path):
@@ -125,10 +166,26 @@ def test_the_hash_changes_with_any_content():
     pixels_changed[3, 2, 1, 0] ^= 1
     boxes = data.boxes.copy()
     boxes.loc[0, "x0"] += 1
-    others = [dataclasses.replace(data, **change) for change in (
-        {"images": pixels_changed}, {"labels": data.labels[::-1].copy()}, {"groups": data.groups[::-1]}, {"ids": data.ids[::-1]},
-        {"splits": ["train"] * 8}, {"boxes": boxes}, {"masks": 1 - data.masks}, {"classes": ("a", "c", "b")})]
-    derived = [data.subset([0, 1, 2]), data.subset([1, 0, 2]), data.select(["a", "b"]), data.select(["b", "a"]), data.with_groups(data.ids)]
+    others = [
+        dataclasses.replace(data, **change)
+        for change in (
+            {"images": pixels_changed},
+            {"labels": data.labels[::-1].copy()},
+            {"groups": data.groups[::-1]},
+            {"ids": data.ids[::-1]},
+            {"splits": ["train"] * 8},
+            {"boxes": boxes},
+            {"masks": 1 - data.masks},
+            {"classes": ("a", "c", "b")},
+        )
+    ]
+    derived = [
+        data.subset([0, 1, 2]),
+        data.subset([1, 0, 2]),
+        data.select(["a", "b"]),
+        data.select(["b", "a"]),
+        data.with_groups(data.ids),
+    ]
     assert len({other.hash for other in [data, *others, *derived]}) == 1 + len(others) + len(derived)
     assert data.subset([0, 1, 2]).hash == data.subset(np.array([0, 1, 2])).hash
 
@@ -142,7 +199,11 @@ def test_a_subset_keeps_every_table_in_step_and_copies_pixels_only_when_asked():
     assert part.boxes["image"].tolist() == [0, 1, 1, 2] and part.extra["number"].tolist() == [5, 2, 0]
     nested = part.subset(np.array([False, True, True]))
     np.testing.assert_array_equal(nested.images, data.images[[2, 0]])
-    assert nested.ids.tolist() == ["i2", "i0"] and nested.boxes["image"].tolist() == [0, 0, 1] and nested.views.tolist() == ["left", "left"]
+    assert (
+        nested.ids.tolist() == ["i2", "i0"]
+        and nested.boxes["image"].tolist() == [0, 0, 1]
+        and nested.views.tolist() == ["left", "left"]
+    )
     with pytest.raises(MstlError, match="no images"):
         data.subset([])
 
@@ -151,22 +212,32 @@ def test_a_subset_can_be_pickled_and_copied_with_changes():
     part = an_image_set().subset([1, 2])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(part)).images, part.images)
     changed = dataclasses.replace(part, name="other")
-    assert changed.hash == imageset.content_hash(part) and dataclasses.replace(changed, groups=["a", "b"]).hash != changed.hash
+    assert (
+        changed.hash == imageset.content_hash(part)
+        and dataclasses.replace(changed, groups=["a", "b"]).hash != changed.hash
+    )
 
 
 def test_select_relabels_in_the_order_given():
     data = an_image_set()
     two = data.select(["c", "a"])
     assert two.classes == ("c", "a")
-    assert [two.classes[label] for label in two.labels] == [data.classes[i] for i in data.labels if data.classes[i] != "b"]
+    assert [two.classes[label] for label in two.labels] == [
+        data.classes[i] for i in data.labels if data.classes[i] != "b"
+    ]
     with pytest.raises(MstlError, match="no class 'malignent'.*benign"):
         dataclasses.replace(data, classes=("x", "benign", "malignant")).select(["malignent", "benign"])
 
 
 def test_a_set_whose_parts_do_not_fit_together_is_refused():
     data = an_image_set()
-    for change, words in (({"groups": ["g"]}, "groups must have one"), ({"ids": ["i"] * 8}, "occurs twice"), ({"labels": np.full(8, 3)}, "labels must lie"),
-                          ({"masks": data.masks[:3]}, "masks must be"), ({"images": data.images.astype(float)}, "uint8")):
+    for change, words in (
+        ({"groups": ["g"]}, "groups must have one"),
+        ({"ids": ["i"] * 8}, "occurs twice"),
+        ({"labels": np.full(8, 3)}, "labels must lie"),
+        ({"masks": data.masks[:3]}, "masks must be"),
+        ({"images": data.images.astype(float)}, "uint8"),
+    ):
         with pytest.raises(MstlError, match=words):
             dataclasses.replace(data, **change)
 
@@ -184,10 +255,20 @@ def test_a_damaged_prepared_folder_says_what_to_do(tmp_path):
 
 CELLS = catalog.card("cells-brightfield").classes
 LAYOUTS = {
-    "busi": ("Dataset_BUSI", lookalikes.busi), "chest-xray": ("ChestXRay2017", lookalikes.chest), "mias-regions": ("all-mias", lookalikes.mias),
-    "mias-whole": ("all-mias", lookalikes.mias), "mias-tissue": ("all-mias", lookalikes.mias), "bone-fracture": ("bone_fracture", lookalikes.bone),
+    "busi": ("Dataset_BUSI", lookalikes.busi),
+    "chest-xray": ("ChestXRay2017", lookalikes.chest),
+    "mias-regions": ("all-mias", lookalikes.mias),
+    "mias-whole": ("all-mias", lookalikes.mias),
+    "mias-tissue": ("all-mias", lookalikes.mias),
+    "bone-fracture": ("bone_fracture", lookalikes.bone),
     "cells-brightfield": ("cell_lines_brightfield", lambda: lookalikes.cells(CELLS, height=150, width=70)),
-    "cifar10": ("CIFAR-10-images", lambda: lookalikes.class_folders(catalog.card("cifar10").classes, {"train": 2, "test": 1}, "CIFAR-10-images", 3))}
+    "cifar10": (
+        "CIFAR-10-images",
+        lambda: lookalikes.class_folders(
+            catalog.card("cifar10").classes, {"train": 2, "test": 1}, "CIFAR-10-images", 3
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -218,7 +299,10 @@ def test_busi_boxes_are_drawn_around_each_lesion_mask_in_the_letterbox(tmp_path)
     assert data.classes == ("normal", "benign", "malignant") and np.bincount(data.labels).tolist() == [3, 3, 3]
     assert data.ids[0] == "benign/benign (1)" and len(set(data.groups)) == 9
     first = data.boxes[data.boxes["image"] == 0]
-    assert first[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[15, 20, 30, 30], [40, 40, 50, 45]]  # 10 black rows above
+    assert first[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [
+        [15, 20, 30, 30],
+        [40, 40, 50, 45],
+    ]  # 10 black rows above
     assert set(first["class"]) == {"benign"} and not (data.boxes["class"] == "normal").any()
     inside = np.zeros((60, 60), np.uint8)
     inside[20:30, 15:30] = inside[40:45, 40:50] = 1
@@ -235,7 +319,10 @@ def test_boxes_keep_to_their_masks_at_another_size_and_when_squashed(tmp_path):
             own = data.boxes[data.boxes["image"] == row]
             near = [own["x0"].min() - x0, own["y0"].min() - y0, own["x1"].max() - x1, own["y1"].max() - y1]
             assert np.abs(near).max() <= 1
-    assert sorted(path.name for path in (root / "prepared").glob("busi*"))[0] == "busi-96" and len(list((root / "prepared").glob("busi*"))) == 2
+    assert (
+        sorted(path.name for path in (root / "prepared").glob("busi*"))[0] == "busi-96"
+        and len(list((root / "prepared").glob("busi*"))) == 2
+    )
 
 
 def test_chest_patients_are_read_from_the_names_and_published_parts_kept(tmp_path):
@@ -243,7 +330,11 @@ def test_chest_patients_are_read_from_the_names_and_published_parts_kept(tmp_pat
     groups = dict(zip(data.ids, data.groups))
     assert groups["train/NORMAL/IM-0115-0001"] == groups["train/NORMAL/IM-0115-0002"] == "IM-0115"
     assert groups["train/NORMAL/NORMAL2-IM-0512-0001-0002"] == "NORMAL2-IM-0512"
-    assert groups["train/PNEUMONIA/person12_bacteria_35"] == "person12_bacteria" != groups["train/PNEUMONIA/person12_virus_40"]
+    assert (
+        groups["train/PNEUMONIA/person12_bacteria_35"]
+        == "person12_bacteria"
+        != groups["train/PNEUMONIA/person12_virus_40"]
+    )
     assert groups["test/PNEUMONIA/person3_virus_7_1"] == "person3_virus"
     assert data.extra["person"][data.ids.tolist().index("train/PNEUMONIA/person12_virus_40")] == "person12"
     assert sorted(set(data.splits)) == ["test", "train"] and all(i.startswith(s) for i, s in zip(data.ids, data.splits))
@@ -252,7 +343,11 @@ def test_chest_patients_are_read_from_the_names_and_published_parts_kept(tmp_pat
 
 def test_a_folder_published_twice_one_inside_the_other_is_read_once(tmp_path):
     files = lookalikes.chest()
-    files |= {name.replace("chest_xray/", "chest_xray/chest_xray/"): data for name, data in files.items() if name.startswith("chest_xray/t")}
+    files |= {
+        name.replace("chest_xray/", "chest_xray/chest_xray/"): data
+        for name, data in files.items()
+        if name.startswith("chest_xray/t")
+    }
     lookalikes.pack(files, tmp_path / "raw", "ChestXRay2017")
     assert len(datasets.load("chest-xray", 32, tmp_path)) == 11
 
@@ -260,10 +355,15 @@ def test_a_folder_published_twice_one_inside_the_other_is_read_once(tmp_path):
 def test_mias_coordinates_count_from_the_bottom_of_the_1024_original(tmp_path):
     data = datasets.load("mias-whole", 64, small(tmp_path, lookalikes.mias, "all-mias"))
     assert len(data.boxes) == 2 and data.boxes["class"].tolist() == ["CIRC", "SPIC"]
-    np.testing.assert_allclose(data.boxes.iloc[0][["x0", "y0", "x1", "y1"]].astype(float),
-                               np.array([560 - 50, 1024 - 420 - 50, 560 + 50, 1024 - 420 + 50]) / 16)
+    np.testing.assert_allclose(
+        data.boxes.iloc[0][["x0", "y0", "x1", "y1"]].astype(float),
+        np.array([560 - 50, 1024 - 420 - 50, 560 + 50, 1024 - 420 + 50]) / 16,
+    )
     assert np.bincount(data.labels).tolist() == [9, 3]  # a finding without coordinates is abnormal too
-    assert data.groups[:4].tolist() == ["woman001", "woman001", "woman002", "woman002"] and data.views[:2].tolist() == ["right", "left"]
+    assert data.groups[:4].tolist() == ["woman001", "woman001", "woman002", "woman002"] and data.views[:2].tolist() == [
+        "right",
+        "left",
+    ]
 
 
 def test_mias_regions_pair_each_located_finding_with_normal_tissue_of_another_woman(tmp_path):
@@ -287,7 +387,9 @@ def test_cells_are_cut_at_native_resolution_above_the_scale_bar(tmp_path):
     frame = np.asarray(Image.open(io.BytesIO(files["data/A549/A549_G4_1_02d02h30m.jpg"])))
     row = data.ids.tolist().index("A549/A549_G4_1_02d02h30m/r01c01")
     np.testing.assert_array_equal(data.images[row, :, :, 0], frame[48:96, 48:96])
-    assert data.groups[row] == "A549_G4_1" and data.extra.loc[row, "hours"] == 50.5 and data.extra.loc[row, "well"] == "G4"
+    assert (
+        data.groups[row] == "A549_G4_1" and data.extra.loc[row, "hours"] == 50.5 and data.extra.loc[row, "well"] == "G4"
+    )
     fewer = datasets.load("cells-brightfield", 48, tmp_path, crops_per_frame=3)
     fewest = datasets.load("cells-brightfield", 48, tmp_path, crops_per_frame=2)
     assert len(fewer) == 180 and set(fewest.ids) < set(fewer.ids) < set(data.ids)
@@ -295,12 +397,18 @@ def test_cells_are_cut_at_native_resolution_above_the_scale_bar(tmp_path):
 
 def test_yolo_polygons_become_boxes_and_copies_of_one_original_one_group(tmp_path):
     data = datasets.load("bone-fracture", 80, small(tmp_path, lookalikes.bone, "bone_fracture"))
-    boxes = {data.ids[image]: box for image, box in zip(data.boxes["image"], data.boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist())}
+    boxes = {
+        data.ids[image]: box
+        for image, box in zip(data.boxes["image"], data.boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist())
+    }
     assert boxes["train/image1_1_png.rf.aaa"] == [20, 30, 60, 50]  # 80 × 40 in a square of 80: 20 rows above
     np.testing.assert_allclose(boxes["train/image1_1_png.rf.bbb"], [32, 32, 48, 48])
     assert np.bincount(data.labels).tolist() == [2, 3] and data.boxes["class"].tolist().count("wrist positive") == 2
     groups = dict(zip(data.ids, data.groups))
-    assert groups["train/image1_1_png.rf.aaa"] == groups["train/image1_1_png.rf.bbb"] == "image1_1_png" and data.splits.tolist().count("val") == 1
+    assert (
+        groups["train/image1_1_png.rf.aaa"] == groups["train/image1_1_png.rf.bbb"] == "image1_1_png"
+        and data.splits.tolist().count("val") == 1
+    )
 
 
 def test_medmnist_takes_the_smallest_file_that_is_large_enough_and_notes_a_foreign_checksum(tmp_path):
@@ -318,7 +426,12 @@ def test_medmnist_takes_the_smallest_file_that_is_large_enough_and_notes_a_forei
 def test_the_positive_class_of_breastmnist_is_malignant_though_its_file_says_zero(tmp_path):
     lookalikes.medmnist(tmp_path / "raw" / "breastmnist.npz")
     data = datasets.load("breastmnist", 28, tmp_path)
-    assert data.classes == ("normal, benign", "malignant") and data.labels[data.splits == "val"].tolist() == [1, 0, 1, 0]
+    assert data.classes == ("normal, benign", "malignant") and data.labels[data.splits == "val"].tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]
 
 
 def test_an_own_npz_is_read_by_its_path_in_colour_and_grey(tmp_path):
@@ -370,7 +483,11 @@ def test_what_a_killed_preparation_left_is_cleared_away(tmp_path):
     (tmp_path / "prepared" / ".busi-32.abc.part").mkdir(parents=True)
     (tmp_path / "prepared" / ".busi-320.abc.part").mkdir()
     datasets.load("busi", 32, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [".busi-32.lock", ".busi-320.abc.part", "busi-32"]
+    assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == [
+        ".busi-32.lock",
+        ".busi-320.abc.part",
+        "busi-32",
+    ]
 
 
 # --- own folders -------------------------------------------------------------------------------------------------------
@@ -378,12 +495,18 @@ def test_what_a_killed_preparation_left_is_cleared_away(tmp_path):
 
 def test_png_jpeg_tiff_and_dicom_of_any_depth_show_the_same_ramp(tmp_path):
     data = datasets.load(lookalikes.own_folder(tmp_path / "own"), 40, tmp_path)
-    assert data.ids.tolist() == ["a.png", "b.jpg", "c.tif", "d.png", "e.dcm", "f.dcm"] and data.classes == ("ill", "well") and data.channels == 1
+    assert (
+        data.ids.tolist() == ["a.png", "b.jpg", "c.tif", "d.png", "e.dcm", "f.dcm"]
+        and data.classes == ("ill", "well")
+        and data.channels == 1
+    )
     ramp = data.images[0, 15, :, 0].astype(int)
     assert ramp[0] == 0 and ramp[-1] == 255 and (np.diff(ramp) >= 0).all()
     assert np.abs(data.images[:, 15, :, 0].astype(int) - ramp).max() <= 4
     assert data.groups.tolist() == [f"p{i}" for i in range(1, 7)] and data.centers.tolist() == ["A"] * 2 + ["B"] * 4
-    assert data.splits.tolist() == ["train", "train", "val", "val", "test", "test"] and data.extra["scanner"].tolist() == list("xyyyyz")
+    assert data.splits.tolist() == ["train", "train", "val", "val", "test", "test"] and data.extra[
+        "scanner"
+    ].tolist() == list("xyyyyz")
     assert data.boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[4, 8, 20, 20], [30, 25, 40, 35]]
 
 
@@ -392,7 +515,12 @@ def test_the_order_of_an_own_folder_s_classes_can_be_given(tmp_path):
     assert datasets.load(folder, 40, tmp_path, classes=("well", "ill")).classes == ("well", "ill")
     numbers = lookalikes.own_folder(tmp_path / "numbers", "path,label\na.png,10\nb.jpg,9\nc.tif,9\n")
     data = datasets.load(numbers, 40, tmp_path)
-    assert data.classes == ("9", "10") and data.groups.tolist() == data.ids.tolist() and data.boxes is None and data.extra is None
+    assert (
+        data.classes == ("9", "10")
+        and data.groups.tolist() == data.ids.tolist()
+        and data.boxes is None
+        and data.extra is None
+    )
 
 
 def test_a_changed_manifest_prepares_again_and_two_folders_of_one_name_do_not_mix(tmp_path):
@@ -405,7 +533,9 @@ def test_a_changed_manifest_prepares_again_and_two_folders_of_one_name_do_not_mi
 
 
 def test_a_manifest_as_a_spreadsheet_writes_it_is_read(tmp_path):
-    folder = lookalikes.own_folder(tmp_path / "own", "\ufeffpath; label;age\r\n.\\sub\\a.png;ill;007\r\n;;\r\n./b.jpg;well;8\r\n\r\n")
+    folder = lookalikes.own_folder(
+        tmp_path / "own", "\ufeffpath; label;age\r\n.\\sub\\a.png;ill;007\r\n;;\r\n./b.jpg;well;8\r\n\r\n"
+    )
     (folder / "sub").mkdir()
     os.replace(folder / "a.png", folder / "sub" / "a.png")
     data = datasets.load(folder, 16, tmp_path)
@@ -422,24 +552,28 @@ def test_colour_images_stay_colour_unless_grey_is_asked_for(tmp_path):
     assert datasets.load(folder, 16, tmp_path, channels=1).channels == 1
 
 
-@pytest.mark.parametrize("manifest, words", [
-    ("path,lable\na.png,x\n", "column 'label' is missing.*lable"),
-    ("path,label\na.png,x\nb.jpg,\n", "line 3: the label is missing"),
-    ("path,label\n,x\nb.jpg,y\n", "line 2: the path is missing"),
-    ("path,label\n", "lists no image"),
-    ("path,label\na.png,x\nz.png,y\n", "line 3: there is no file 'z.png'"),
-    ("path,label\na.png,x\n../b.jpg,y\n", "climbs out"),
-    ("path,label\na.png,x\n/etc/passwd,y\n", "climbs out"),
-    ("path,label\na.png,x\nb.jpg,x\n", "at least two classes"),
-    ("path,label,split\na.png,x,train\nb.jpg,y,tset\n", "line 3: the split 'tset'.*test"),
-    ("path,label,group,split\na.png,x,p1,train\nb.jpg,y,p1,test\n", "group 'p1' is in the splits test and train"),
-    ("path,label,x0,y0,x1,y1\na.png,x,1,2,3,\nb.jpg,y,,,,\n", "line 2: a box needs all"),
-    ("path,label,x0,y0,x1,y1\na.png,x,1,2,3,q\nb.jpg,y,,,,\n", "line 2: y1 is 'q'"),
-    ("path,label,x0,y0,x1,y1\na.png,x,5,2,3,4\nb.jpg,y,,,,\n", "line 2: the box is empty"),
-    ("path,label,x0,y0,x1,y1\na.png,x,5,2,300,4\nb.jpg,y,,,,\n", "lies outside the image of 40 × 30"),
-    ("path,label\na.png,x\na.png,y\n", "line 3: 'a.png' has the label 'y' here and 'x' in line 2"),
-    ("path,label\na.png,x\na.png,x\nb.jpg,y\n", "listed in line 2 already"),
-    ("path,label\nmanifest.csv,x\nb.jpg,y\n", "does not decode")])
+@pytest.mark.parametrize(
+    "manifest, words",
+    [
+        ("path,lable\na.png,x\n", "column 'label' is missing.*lable"),
+        ("path,label\na.png,x\nb.jpg,\n", "line 3: the label is missing"),
+        ("path,label\n,x\nb.jpg,y\n", "line 2: the path is missing"),
+        ("path,label\n", "lists no image"),
+        ("path,label\na.png,x\nz.png,y\n", "line 3: there is no file 'z.png'"),
+        ("path,label\na.png,x\n../b.jpg,y\n", "climbs out"),
+        ("path,label\na.png,x\n/etc/passwd,y\n", "climbs out"),
+        ("path,label\na.png,x\nb.jpg,x\n", "at least two classes"),
+        ("path,label,split\na.png,x,train\nb.jpg,y,tset\n", "line 3: the split 'tset'.*test"),
+        ("path,label,group,split\na.png,x,p1,train\nb.jpg,y,p1,test\n", "group 'p1' is in the splits test and train"),
+        ("path,label,x0,y0,x1,y1\na.png,x,1,2,3,\nb.jpg,y,,,,\n", "line 2: a box needs all"),
+        ("path,label,x0,y0,x1,y1\na.png,x,1,2,3,q\nb.jpg,y,,,,\n", "line 2: y1 is 'q'"),
+        ("path,label,x0,y0,x1,y1\na.png,x,5,2,3,4\nb.jpg,y,,,,\n", "line 2: the box is empty"),
+        ("path,label,x0,y0,x1,y1\na.png,x,5,2,300,4\nb.jpg,y,,,,\n", "lies outside the image of 40 × 30"),
+        ("path,label\na.png,x\na.png,y\n", "line 3: 'a.png' has the label 'y' here and 'x' in line 2"),
+        ("path,label\na.png,x\na.png,x\nb.jpg,y\n", "listed in line 2 already"),
+        ("path,label\nmanifest.csv,x\nb.jpg,y\n", "does not decode"),
+    ],
+)
 def test_a_faulty_manifest_is_one_sentence_that_names_the_line(manifest, words, tmp_path):
     with pytest.raises(MstlError, match=words) as caught:
         datasets.load(lookalikes.own_folder(tmp_path / "own", manifest), 16, tmp_path)
@@ -469,8 +603,14 @@ def test_a_dicom_window_cuts_what_lies_outside_it():
     row = shown(window=(1000, 1001))  # LINEAR: 499.5 … 1499.5 become 0 … 255
     assert row[RAMP[0] < 499].max() == 0 and row[RAMP[0] > 1500].min() == 255
     np.testing.assert_allclose(row, np.clip((RAMP[0] - 999.5) / 1000 + 0.5, 0, 1) * 255, atol=0.51)
-    np.testing.assert_allclose(shown(window=(1000, 1000), function="LINEAR_EXACT"), np.clip((RAMP[0] - 1000.0) / 1000 + 0.5, 0, 1) * 255, atol=0.51)
-    np.testing.assert_allclose(shown(window=(1000, 400), function="SIGMOID"), 255 / (1 + np.exp(-4 * (RAMP[0] - 1000.0) / 400)), atol=0.51)
+    np.testing.assert_allclose(
+        shown(window=(1000, 1000), function="LINEAR_EXACT"),
+        np.clip((RAMP[0] - 1000.0) / 1000 + 0.5, 0, 1) * 255,
+        atol=0.51,
+    )
+    np.testing.assert_allclose(
+        shown(window=(1000, 400), function="SIGMOID"), 255 / (1 + np.exp(-4 * (RAMP[0] - 1000.0) / 400)), atol=0.51
+    )
 
 
 def test_the_modality_rescale_comes_before_the_window():
@@ -513,7 +653,9 @@ def test_a_page_stack_and_transparency_are_not_silently_flattened():
         pixels.decode(buffer.getvalue(), "x.tif")
     clear = np.zeros((4, 4, 4), np.uint8)
     clear[..., :3] = 255
-    assert np.asarray(pixels.decode(lookalikes.encoded(clear), "x.png")).max() == 0  # wholly transparent white is the black ground
+    assert (
+        np.asarray(pixels.decode(lookalikes.encoded(clear), "x.png")).max() == 0
+    )  # wholly transparent white is the black ground
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------
@@ -522,14 +664,23 @@ def test_a_page_stack_and_transparency_are_not_silently_flattened():
 def refused(name: str, root: Path, words: str, **options) -> str:
     with pytest.raises(MstlError, match=words) as caught:
         datasets.load(name, 32, root, progress=False, **options)
-    left = [path.name for path in (root / "prepared").iterdir() if not path.name.endswith(".lock")] if (root / "prepared").exists() else []
+    left = (
+        [path.name for path in (root / "prepared").iterdir() if not path.name.endswith(".lock")]
+        if (root / "prepared").exists()
+        else []
+    )
     assert left == []
     return one_sentence(caught)
 
 
 def test_a_missing_archive_says_where_it_looked_and_where_to_get_it(tmp_path):
     text = refused("chest-xray", tmp_path, "neither ChestXRay2017")
-    assert str(tmp_path / "raw") in text and "https://data.mendeley.com" in text and "CC BY 4.0" in text and "MSTL_DATA" in text
+    assert (
+        str(tmp_path / "raw") in text
+        and "https://data.mendeley.com" in text
+        and "CC BY 4.0" in text
+        and "MSTL_DATA" in text
+    )
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz"])
@@ -550,7 +701,9 @@ def test_a_damaged_entry_of_a_zip_is_named(tmp_path):
     refused("busi", tmp_path, r"malignant/malignant \(2\).png in .*cannot be read")
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png", "a/../../outside.png", "..\\outside.png", "C:\\outside.png"])
+@pytest.mark.parametrize(
+    "name", ["../outside.png", "/etc/outside.png", "a/../../outside.png", "..\\outside.png", "C:\\outside.png"]
+)
 @pytest.mark.parametrize("kind", [".zip", ".tar"])
 def test_an_entry_that_climbs_out_of_its_folder_refuses_the_archive(name, kind, tmp_path):
     lookalikes.pack({**lookalikes.busi(), name: b"x"}, tmp_path / "raw", "Dataset_BUSI", kind)
@@ -578,28 +731,53 @@ def test_an_image_that_does_not_decode_is_named(tmp_path):
 
 
 def test_of_several_bad_images_the_same_one_is_named_whatever_the_number_of_workers(tmp_path):
-    files = {name: b"broken" if "malignant" in name and "mask" not in name else data for name, data in lookalikes.busi().items()}
+    files = {
+        name: b"broken" if "malignant" in name and "mask" not in name else data
+        for name, data in lookalikes.busi().items()
+    }
     lookalikes.pack(files, tmp_path / "raw", "Dataset_BUSI")
     assert len({refused("busi", tmp_path, "does not decode", workers=workers) for workers in (1, 2, 6)}) == 1
 
 
 def test_an_empty_class_is_named(tmp_path):
-    lookalikes.pack({name: data for name, data in lookalikes.busi().items() if "/normal/" not in name}, tmp_path / "raw", "Dataset_BUSI")
+    lookalikes.pack(
+        {name: data for name, data in lookalikes.busi().items() if "/normal/" not in name},
+        tmp_path / "raw",
+        "Dataset_BUSI",
+    )
     refused("busi", tmp_path, "class 'normal' has no image")
 
 
 def test_an_archive_of_another_layout_is_told_so(tmp_path):
-    for name, stem in (("busi", "Dataset_BUSI"), ("cifar10", "CIFAR-10-images"), ("mias-tissue", "all-mias"), ("bone-fracture", "bone_fracture"),
-                       ("cells-brightfield", "cell_lines_brightfield")):
-        lookalikes.pack({"readme.txt": b"hello", "pictures/one.png": lookalikes.encoded(lookalikes.noise(0, 8, 8))}, tmp_path / "raw", stem)
+    for name, stem in (
+        ("busi", "Dataset_BUSI"),
+        ("cifar10", "CIFAR-10-images"),
+        ("mias-tissue", "all-mias"),
+        ("bone-fracture", "bone_fracture"),
+        ("cells-brightfield", "cell_lines_brightfield"),
+    ):
+        lookalikes.pack(
+            {"readme.txt": b"hello", "pictures/one.png": lookalikes.encoded(lookalikes.noise(0, 8, 8))},
+            tmp_path / "raw",
+            stem,
+        )
         refused(name, tmp_path, "layout|missing")
 
 
-@pytest.mark.parametrize("line, words", [("9 0.5 0.5 0.1 0.1", "kind 9 is not one of the 2"), ("0 0.5 0.5", "neither a box nor a polygon"),
-                                         ("0 a b c d", "cannot be read"), ("0 0.5 nan 0.1 0.1", "not finite")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("9 0.5 0.5 0.1 0.1", "kind 9 is not one of the 2"),
+        ("0 0.5 0.5", "neither a box nor a polygon"),
+        ("0 a b c d", "cannot be read"),
+        ("0 0.5 nan 0.1 0.1", "not finite"),
+    ],
+)
 def test_a_faulty_yolo_label_names_its_file_and_line(line, words, tmp_path):
     name = "bone_fracture/train/labels/image1_1_png.rf.bbb.txt"
-    lookalikes.pack({**lookalikes.bone(), name: f"1 0.5 0.5 0.2 0.2\n{line}".encode()}, tmp_path / "raw", "bone_fracture")
+    lookalikes.pack(
+        {**lookalikes.bone(), name: f"1 0.5 0.5 0.2 0.2\n{line}".encode()}, tmp_path / "raw", "bone_fracture"
+    )
     assert f"{name}, line 2" in refused("bone-fracture", tmp_path, words)
 
 
@@ -625,10 +803,12 @@ def test_a_disk_that_fills_while_pixels_are_written_raises_and_does_not_kill_the
     import subprocess
 
     small(tmp_path)
-    code = ("import resource, signal, sys; from mstl import datasets; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-            f"try: datasets.load('busi', 96, {str(tmp_path)!r}, progress=False)\n"
-            "except datasets.MstlError as problem: print(problem)")
+    code = (
+        "import resource, signal, sys; from mstl import datasets; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        f"try: datasets.load('busi', 96, {str(tmp_path)!r}, progress=False)\n"
+        "except datasets.MstlError as problem: print(problem)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
     assert done.returncode == 0 and "the disk is full" in done.stdout, done.stderr
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [".busi-96.lock"]
@@ -657,9 +837,12 @@ def test_a_file_with_pickled_objects_is_refused_and_nothing_is_run(tmp_path):
 def test_medmnist_files_of_another_kind_are_told_so(tmp_path):
     path = lookalikes.medmnist(tmp_path / "raw" / "pneumoniamnist.npz")
     arrays = dict(np.load(path))
-    for change, words in (({"train_images": np.zeros((12, 28, 28, 28), np.uint8)}, "three-dimensional"),
-                          ({"train_labels": np.zeros((12, 14), np.uint8)}, "several labels"), ({"train_labels": np.full((12, 1), 7)}, "only 2 classes"),
-                          ({"train_labels": np.zeros((5, 1), int)}, "12 images and 5 labels")):
+    for change, words in (
+        ({"train_images": np.zeros((12, 28, 28, 28), np.uint8)}, "three-dimensional"),
+        ({"train_labels": np.zeros((12, 14), np.uint8)}, "several labels"),
+        ({"train_labels": np.full((12, 1), 7)}, "only 2 classes"),
+        ({"train_labels": np.zeros((5, 1), int)}, "12 images and 5 labels"),
+    ):
         np.savez(path, **{**arrays, **change})
         refused("pneumoniamnist", tmp_path, words)
     np.savez(path, **{key: value for key, value in arrays.items() if key != "test_images"})
@@ -696,9 +879,15 @@ def test_a_download_goes_through_medmnist_with_its_checksum_and_is_kept(tmp_path
     assert len(data) == 22 and [path.name for path in (tmp_path / "raw").iterdir()] == ["pneumoniamnist_64.npz"]
 
 
-@pytest.mark.parametrize("options, words", [({"crop_per_frame": 3}, "no option 'crop_per_frame'; did you mean 'crops_per_frame'"),
-                                            ({"crops_per_frame": "3"}, "must be of type int"), ({"crops_per_frame": -1}, "from 0 up"),
-                                            ({"crops_per_frame": True}, "must be of type int")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"crop_per_frame": 3}, "no option 'crop_per_frame'; did you mean 'crops_per_frame'"),
+        ({"crops_per_frame": "3"}, "must be of type int"),
+        ({"crops_per_frame": -1}, "from 0 up"),
+        ({"crops_per_frame": True}, "must be of type int"),
+    ],
+)
 def test_an_unknown_or_ill_typed_option_is_refused(options, words, tmp_path):
     refused("cells-brightfield", tmp_path, words, **options)
 
@@ -722,11 +911,15 @@ def test_a_path_that_is_not_there_or_has_no_manifest_is_one_sentence(tmp_path):
 # --- phantoms ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, options", [("phantom-ultrasound", {"n": 12}), ("phantom-cells", {"n": 12, "n_classes": 3})])
+@pytest.mark.parametrize(
+    "name, options", [("phantom-ultrasound", {"n": 12}), ("phantom-cells", {"n": 12, "n_classes": 3})]
+)
 def test_phantoms_are_loaded_like_any_set_and_cached(name, options, tmp_path):
     data = datasets.load(name, 32, tmp_path, **options)
     assert data.name == name and data.card.simulated and len(data) == 12 and isinstance(data.images, np.memmap)
-    assert data.classes == (catalog.card(name).classes or data.classes) and (not options.get("n_classes") or len(data.classes) == 3)
+    assert data.classes == (catalog.card(name).classes or data.classes) and (
+        not options.get("n_classes") or len(data.classes) == 3
+    )
     assert datasets.load(name, 32, tmp_path, **options).hash == data.hash
     assert datasets.load(name, 32, tmp_path, seed=1, **options).hash != data.hash
 
@@ -755,14 +948,20 @@ def plan_real(name: str, size: int = 32) -> pd.DataFrame:
     with archives.Archive(archives.find(card, [REAL])) as archive:
         jobs = archives.READERS[card.reader](archive, card, size, **card.options).jobs
         for job in jobs[::50]:
-            assert [picture.image.shape for picture in job.make(size, card.channels)] == [(size, size, card.channels)] * len(job.rows)
+            assert [picture.image.shape for picture in job.make(size, card.channels)] == [
+                (size, size, card.channels)
+            ] * len(job.rows)
     return pd.DataFrame([dataclasses.asdict(row) for job in jobs for row in job.rows])
 
 
 @real
 def test_real_busi_has_its_published_counts_and_a_box_for_every_lesion_mask(real_root, monkeypatch):
     data = load_real("busi", real_root, monkeypatch)
-    assert dict(zip(data.classes, np.bincount(data.labels).tolist())) == {"normal": 133, "benign": 437, "malignant": 210}
+    assert dict(zip(data.classes, np.bincount(data.labels).tolist())) == {
+        "normal": 133,
+        "benign": 437,
+        "malignant": 210,
+    }
     assert len(data.boxes) == 437 + 210 + 18 and set(data.boxes["image"]) == set(np.flatnonzero(data.labels))
     corners = data.boxes[["x0", "y0", "x1", "y1"]].to_numpy()
     assert corners.min() >= 0 and corners.max() <= 32 and (corners[:, 2:] > corners[:, :2]).all()
@@ -773,7 +972,12 @@ def test_real_busi_has_its_published_counts_and_a_box_for_every_lesion_mask(real
 def test_real_chest_x_rays_have_their_published_parts_and_no_patient_on_both_sides(real_root):
     rows = plan_real("chest-xray")
     counts = rows.groupby(["split", "label"]).size().to_dict()
-    assert counts == {("train", "normal"): 1341, ("train", "pneumonia"): 3875, ("test", "normal"): 234, ("test", "pneumonia"): 390}
+    assert counts == {
+        ("train", "normal"): 1341,
+        ("train", "pneumonia"): 3875,
+        ("test", "normal"): 234,
+        ("test", "pneumonia"): 390,
+    }
     train, test = (set(rows["group"][rows["split"] == split]) for split in ("train", "test"))
     assert (len(train), len(test)) == (3654, 428) and not train & test
     ill = rows[rows["label"] == "pneumonia"]
@@ -784,7 +988,9 @@ def test_real_chest_x_rays_have_their_published_parts_and_no_patient_on_both_sid
 @real
 def test_real_mini_mias_has_its_published_counts(real_root, monkeypatch):
     whole = load_real("mias-whole", real_root, monkeypatch)
-    assert np.bincount(whole.labels).tolist() == [207, 115] and len(whole.boxes) == 119 and len(set(whole.groups)) == 161
+    assert (
+        np.bincount(whole.labels).tolist() == [207, 115] and len(whole.boxes) == 119 and len(set(whole.groups)) == 161
+    )
     assert whole.table().groupby("group").size().eq(2).all()
     assert plan_real("mias-tissue")["label"].value_counts().to_dict() == {"fatty": 106, "glandular": 104, "dense": 112}
 
@@ -797,7 +1003,10 @@ def test_real_mias_regions_match_in_number_size_and_background(real_root, monkey
     lesion, normal = data.extra[data.labels == 1], data.extra[data.labels == 0]
     assert len(lesion) == len(normal) == 119 and lesion["radius"].median() == 41
     assert sorted(lesion["side"]) == sorted(normal["side"])
-    assert not set(data.groups[data.labels == 1]) & set(data.groups[data.labels == 0]) and len(set(data.groups[data.labels == 0])) == 53
+    assert (
+        not set(data.groups[data.labels == 1]) & set(data.groups[data.labels == 0])
+        and len(set(data.groups[data.labels == 0])) == 53
+    )
     assert abs(lesion["breast_share"].mean() - normal["breast_share"].mean()) < 0.03 and normal["mean"].min() > 20
     assert 0.5 < roc_auc_score(data.labels, data.extra["mean"]) < 0.7  # brightness is a hint, not the answer
 
@@ -806,10 +1015,14 @@ def test_real_mias_regions_match_in_number_size_and_background(real_root, monkey
 def test_real_cell_lines_give_sixty_crops_a_frame_and_six_lines_with_several_wells(real_root, monkeypatch):
     data = load_real("cells-brightfield", real_root, monkeypatch, size=96)
     assert len(data) == 90 * 60 and len(data.classes) == 30 and (np.bincount(data.labels) == 180).all()
-    with zipfile.ZipFile(REAL / "cell_lines_brightfield.zip") as archive:  # the bar's line is white (255) over 200 pixels; no crop may hold it
+    with zipfile.ZipFile(
+        REAL / "cell_lines_brightfield.zip"
+    ) as archive:  # the bar's line is white (255) over 200 pixels; no crop may hold it
         frame = np.asarray(Image.open(io.BytesIO(archive.read(archive.namelist()[0]))).convert("L"))
     bar = np.flatnonzero((frame[:, 80:280] > 200).mean(1) > 0.9)
-    assert len(bar) and bar.min() - 40 > frame.shape[0] - 100 and data.extra["row"].max() * 96 + 96 <= frame.shape[0] - 100
+    assert (
+        len(bar) and bar.min() - 40 > frame.shape[0] - 100 and data.extra["row"].max() * 96 + 96 <= frame.shape[0] - 100
+    )
     wells = data.table().groupby("class")["group"].nunique()
     assert (wells > 1).sum() == 6
 
@@ -825,6 +1038,10 @@ def test_real_bone_fractures_carry_725_boxes(real_root, monkeypatch):
 @real
 def test_real_cifar10_and_pneumoniamnist_have_their_counts(real_root, monkeypatch):
     counts = plan_real("cifar10").groupby(["split", "label"]).size().to_dict()
-    assert counts == {(split, name): count for split, count in (("train", 1500), ("test", 200)) for name in catalog.card("cifar10").classes}
+    assert counts == {
+        (split, name): count
+        for split, count in (("train", 1500), ("test", 200))
+        for name in catalog.card("cifar10").classes
+    }
     chest = load_real("pneumoniamnist", real_root, monkeypatch, size=28)
     assert pd.Series(chest.splits).value_counts().to_dict() == {"train": 4708, "test": 624, "val": 524}

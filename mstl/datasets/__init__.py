@@ -23,8 +23,15 @@ __all__ = ["Card", "ImageSet", "card", "load", "prepared_folder"]
 FITS = ("letterbox", "squash")
 
 
-def load(name: str | os.PathLike, size: int = 96, root: str | os.PathLike | None = None, *, workers: int | None = None,
-         progress: bool = True, **options) -> ImageSet:
+def load(
+    name: str | os.PathLike,
+    size: int = 96,
+    root: str | os.PathLike | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    **options,
+) -> ImageSet:
     """The data set `name` as images of `size` × `size` pixels, prepared on the first call and memory-mapped ever after.
 
     name      a name of the catalog, the path of a folder with manifest.csv, or the path of a MedMNIST .npz
@@ -67,7 +74,9 @@ def checked_options(name: str, allowed: dict, given: dict) -> dict:
         if kind is tuple and isinstance(value, list):
             value = tuple(value)
         if type(value) is not kind:
-            raise MstlError(f"{name}: the option {key} must be of type {kind.__name__} (default {allowed[key]!r}), not {value!r}")
+            raise MstlError(
+                f"{name}: the option {key} must be of type {kind.__name__} (default {allowed[key]!r}), not {value!r}"
+            )
         if key == "fit" and value not in FITS:
             raise MstlError(f"{name}: fit must be one of {', '.join(FITS)}, not {value!r}{nearest(value, FITS)}")
         if kind in (int, float) and (value != value or value < 0):
@@ -106,7 +115,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def opened(folder: Path, entry: Card, same: dict) -> ImageSet | None:
-    """The prepared set in `folder` where it is whole, of this format and card, and its provenance has the values of `same`; else None."""
+    """The prepared set in `folder` where it is whole, of this card, and its provenance has the values of `same`; else None."""
     if not (folder / "imageset.json").is_file():
         return None
     try:
@@ -119,7 +128,9 @@ def opened(folder: Path, entry: Card, same: dict) -> ImageSet | None:
     return None if changed or any(data.provenance.get(key) != value for key, value in same.items()) else data
 
 
-def _load(name: str | os.PathLike, size: int, root: Path, *, workers: int | None, progress: bool, options: dict) -> ImageSet:
+def _load(
+    name: str | os.PathLike, size: int, root: Path, *, workers: int | None, progress: bool, options: dict
+) -> ImageSet:
     path = _own_path(name)
     if path is not None:
         from . import folder, medmnist_files
@@ -142,7 +153,9 @@ def _own_path(name: str | os.PathLike) -> Path | None:
         return None
     if path.suffix.lower() == ".npz" or path.is_dir() or isinstance(name, os.PathLike) or os.sep in str(name):
         if not path.exists():
-            raise MstlError(f"there is no folder or file {path}; name a folder with manifest.csv, a MedMNIST .npz, or a set of the catalog")
+            raise MstlError(
+                f"there is no folder or file {path}; name a folder with manifest.csv, a MedMNIST .npz, or a set of the catalog"
+            )
         if path.is_file() and path.suffix.lower() != ".npz":
             raise MstlError(f"{path} is a file, but an own data set is a folder with manifest.csv (or a MedMNIST .npz)")
         return path
@@ -161,16 +174,27 @@ def _archive(entry: Card, size: int, root: Path, *, workers: int | None, progres
     if data is not None:
         return data
     if found is None:
-        raise MstlError(f"{entry.name}: neither {entry.archive}{{{','.join(archives.SUFFIXES)}}} nor a folder of that name was found in "
-                        f"{', '.join(map(str, places))}; download it from {entry.url} (licence: {entry.licence}) "
-                        f"and put it into {places[0]}, or name its folder in MSTL_DATA")
+        raise MstlError(
+            f"{entry.name}: neither {entry.archive}{{{','.join(archives.SUFFIXES)}}} nor a folder of that name was found in "
+            f"{', '.join(map(str, places))}; download it from {entry.url} (licence: {entry.licence}) "
+            f"and put it into {places[0]}, or name its folder in MSTL_DATA"
+        )
     with locked(folder):
         data = opened(folder, entry, same)  # another process may have prepared it meanwhile
         if data is None:
             with archives.Archive(found, scratch=folder.parent) as archive:
                 plan = archives.READERS[entry.reader](archive, entry, size, **options)
-                prepare(entry, plan.jobs, folder, size, with_masks=plan.masks, with_boxes=plan.boxes, workers=workers, progress=progress,
-                        provenance=archives.provenance(found, archive.sha256(), entry) | {"options": options})
+                prepare(
+                    entry,
+                    plan.jobs,
+                    folder,
+                    size,
+                    with_masks=plan.masks,
+                    with_boxes=plan.boxes,
+                    workers=workers,
+                    progress=progress,
+                    provenance=archives.provenance(found, archive.sha256(), entry) | {"options": options},
+                )
             data = ImageSet.open(folder, card=entry)
     return data
 

@@ -68,9 +68,18 @@ class Archive:
         self._close: list[Callable[[], None]] = []
         try:
             members = self._open()
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as problem:
+        except (
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            EOFError,
+            zlib.error,
+            lzma.LZMAError,
+            gzip.BadGzipFile,
+        ) as problem:
             self.close()
-            raise MstlError(f"{self.path}: this archive is truncated or damaged ({problem}); download it again") from None
+            raise MstlError(
+                f"{self.path}: this archive is truncated or damaged ({problem}); download it again"
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -114,8 +123,10 @@ class Archive:
         try:
             return self._read(name)
         except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError, OSError) as problem:
-            raise MstlError(f"{name} in {self.path}: this entry cannot be read ({problem}); the archive is truncated, damaged or encrypted: "
-                            "download it again") from None
+            raise MstlError(
+                f"{name} in {self.path}: this entry cannot be read ({problem}); the archive is truncated, damaged or encrypted: "
+                "download it again"
+            ) from None
 
     def _from_folder(self, name: str) -> bytes:
         self._refuse_large(name, self._members[name].stat().st_size)
@@ -137,7 +148,10 @@ class Archive:
 
     def _refuse_large(self, name: str, size: int) -> None:
         if size > LARGEST:
-            raise MstlError(f"{name} in {self.path}: refused, because it holds {size / 2**30:.1f} GiB; no image of these sets is that large")
+            raise MstlError(
+                f"{name} in {self.path}: refused, because it holds {size / 2**30:.1f} GiB; "
+                "no image of these sets is that large"
+            )
 
     def sha256(self) -> str:
         """SHA-256 of the file; of a folder, over the names and contents of its files."""
@@ -163,7 +177,9 @@ class Archive:
 def provenance(path: Path, sha256: str, card: Card) -> dict:
     """Which file a set comes from: its name, bytes, SHA-256, and how it stands to the catalog's checksums."""
     published, reduced = card.checksum.get(path.name, ""), card.known.get(path.name, "")
-    if published == f"sha256:{sha256}" or (published.startswith("md5:") and path.is_file() and published == f"md5:{_md5(path)}"):
+    if published == f"sha256:{sha256}" or (
+        published.startswith("md5:") and path.is_file() and published == f"md5:{_md5(path)}"
+    ):
         note = "the published file: its checksum is the catalog's"
     elif f"sha256:{sha256}" in card.known.values():
         note = "a reduced copy that the catalog knows"
@@ -172,7 +188,9 @@ def provenance(path: Path, sha256: str, card: Card) -> dict:
     elif published:
         note = "another copy than the published one: its checksum differs from the catalog's"
     else:
-        note = "not compared: the catalog has no published checksum" + (", and it is not the reduced copy" if reduced else "")
+        note = "not compared: the catalog has no published checksum" + (
+            ", and it is not the reduced copy" if reduced else ""
+        )
     return {"file": path.name, "bytes": weight(path), "sha256": sha256, "note": note}
 
 
@@ -185,7 +203,10 @@ def refuse_climbing(name: str, path: Path) -> None:
     """MstlError where `name`, an entry of `path`, is absolute or has a part `..` (by the rules of any system)."""
     parts = re.split(r"[\\/]", name)
     if ".." in parts or name.startswith(("/", "\\")) or re.match(r"^[A-Za-z]:", name):
-        raise MstlError(f"{path}: refused, because its entry {name!r} climbs out of the folder; get the archive from its publisher, and list only files inside the folder")
+        raise MstlError(
+            f"{path}: refused, because its entry {name!r} climbs out of the folder; "
+            "get the archive from its publisher, and list only files inside the folder"
+        )
 
 
 def _hidden(name: str) -> bool:
@@ -211,7 +232,9 @@ def class_folders(archive: Archive, card: Card, size: int, *, fit: str = "letter
     `layout.group` and `layout.extra` are regular expressions on the stem; without one, every image is its own group.
     """
     layout = card.layout
-    folders = {key.lower(): value for key, value in layout.get("folders", {name: name for name in card.classes}).items()}
+    folders = {
+        key.lower(): value for key, value in layout.get("folders", {name: name for name in card.classes}).items()
+    }
     splits = layout.get("splits", {})
     mask_end = re.compile(layout["masks"]) if "masks" in layout else None
     images: dict[tuple[str, ...], str] = {}
@@ -226,17 +249,25 @@ def class_folders(archive: Archive, card: Card, size: int, *, fit: str = "letter
         mask = mask_end.search(stem) if mask_end else None
         if mask:
             masks.setdefault((*tail[:-1], stem[: mask.start()]), []).append(name)
-        elif key not in images or len(parts) < len(PurePosixPath(images[key]).parts):  # some publish a folder twice, nested
+        elif key not in images or len(parts) < len(
+            PurePosixPath(images[key]).parts
+        ):  # some publish a folder twice, nested
             images[key] = name
     if not images:
-        raise MstlError(f"{archive.path}: no image was found in folders named {', '.join(layout.get('folders', card.classes))}"
-                        f"{' under ' + ', '.join(splits) if splits else ''}; compare its layout with the published one at {card.url}")
+        raise MstlError(
+            f"{archive.path}: no image was found in folders named {', '.join(layout.get('folders', card.classes))}"
+            f"{' under ' + ', '.join(splits) if splits else ''}; compare its layout with the published one at {card.url}"
+        )
     jobs = []
     for key, name in images.items():
         stem, label = key[-1], folders[key[-2].lower()]
-        row = Row(id="/".join(key), label=label, group=_matched(layout.get("group"), stem, "/".join(key)),
-                  split=splits.get(key[0], "") if splits else "",
-                  extra={column: _matched(pattern, stem, "") for column, pattern in layout.get("extra", {}).items()})
+        row = Row(
+            id="/".join(key),
+            label=label,
+            group=_matched(layout.get("group"), stem, "/".join(key)),
+            split=splits.get(key[0], "") if splits else "",
+            extra={column: _matched(pattern, stem, "") for column, pattern in layout.get("extra", {}).items()},
+        )
         jobs.append(Job((row,), _whole(archive, name, masks.get(key, []), label, fit)))
     return Plan(jobs, masks=mask_end is not None, boxes=mask_end is not None)
 
@@ -273,7 +304,10 @@ def mias(archive: Archive, card: Card, size: int, *, context: float = 1.5, small
     members = {PurePosixPath(name).stem.lower(): name for name in _pictures(archive)}
     missing = [film for film in films if film not in members]
     if missing:
-        raise MstlError(f"{archive.path}: the film {missing[0]} stands in Info.txt but its image is not in the archive ({len(missing)} missing); download it again")
+        raise MstlError(
+            f"{archive.path}: the film {missing[0]} stands in Info.txt but its image is not in the archive "
+            f"({len(missing)} missing); download it again"
+        )
     if card.layout["task"] == "regions":
         return Plan(_regions(archive, members, films, findings, context, smallest))
     tissue = {"F": "fatty", "G": "glandular", "D": "dense"}
@@ -282,8 +316,11 @@ def mias(archive: Archive, card: Card, size: int, *, context: float = 1.5, small
         own = [f for f in findings if f["film"] == film]
         whole = card.layout["task"] == "whole"
         label = ("abnormal" if own else "normal") if whole else tissue[kind]
-        extra = {"tissue": tissue[kind], "finding": "+".join(sorted({f["finding"] for f in own})),
-                 "severity": "".join(sorted({f["severity"] for f in own}))}
+        extra = {
+            "tissue": tissue[kind],
+            "finding": "+".join(sorted({f["finding"] for f in own})),
+            "severity": "".join(sorted({f["severity"] for f in own})),
+        }
         row = Row(film, label, _woman(film), view=_side(film), case=_woman(film), extra=extra)
         jobs.append(Job((row,), _film(archive, members[film], [f for f in own if f["radius"]] if whole else [])))
     return Plan(jobs, boxes=card.layout["task"] == "whole")
@@ -294,8 +331,16 @@ def _film(archive: Archive, name: str, findings: list[dict]) -> Callable[[int, i
         image = decode(archive.read(name), name, channels)
         pixels, where = place(image, size, "letterbox")
         unit = image.width / 1024
-        boxes = [where.box(f["finding"], (f["x"] - f["radius"]) * unit, (f["y"] - f["radius"]) * unit,
-                           (f["x"] + f["radius"]) * unit, (f["y"] + f["radius"]) * unit) for f in findings]
+        boxes = [
+            where.box(
+                f["finding"],
+                (f["x"] - f["radius"]) * unit,
+                (f["y"] - f["radius"]) * unit,
+                (f["x"] + f["radius"]) * unit,
+                (f["y"] + f["radius"]) * unit,
+            )
+            for f in findings
+        ]
         return [Picture(pixels, boxes=tuple(box for box in boxes if box))]
 
     return make
@@ -305,16 +350,29 @@ def _mias_table(archive: Archive) -> tuple[dict[str, str], list[dict]]:
     """Films (name -> tissue letter) and findings (film, finding, severity, x, y from the top, radius; 0 where not located)."""
     notes = [name for name in archive.names if PurePosixPath(name).name.lower() == "info.txt"]
     if not notes:
-        raise MstlError(f"{archive.path}: Info.txt is missing, without which the films have no labels; download the archive again")
+        raise MstlError(
+            f"{archive.path}: Info.txt is missing, without which the films have no labels; download the archive again"
+        )
     line = re.compile(r"^(mdb\d{3})\s+([FGD])\s+([A-Z]{4})(?:\s+([BM]))?(?:\s+(\d+)\s+(\d+)\s+(\d+))?", re.MULTILINE)
     films, findings = {}, []
     for film, tissue, finding, severity, x, y, radius in line.findall(archive.read(notes[0]).decode("latin-1")):
         films[film] = tissue
         if finding != "NORM":
-            findings.append({"film": film, "tissue": tissue, "finding": finding, "severity": severity, "x": int(x or 0),
-                             "y": 1024 - int(y) if y else 0, "radius": int(radius or 0)})
+            findings.append(
+                {
+                    "film": film,
+                    "tissue": tissue,
+                    "finding": finding,
+                    "severity": severity,
+                    "x": int(x or 0),
+                    "y": 1024 - int(y) if y else 0,
+                    "radius": int(radius or 0),
+                }
+            )
     if not films:
-        raise MstlError(f"{archive.path}: Info.txt holds no line of the form 'mdb001 G CIRC B 535 425 197'; download the archive again")
+        raise MstlError(
+            f"{archive.path}: Info.txt holds no line of the form 'mdb001 G CIRC B 535 425 197'; download the archive again"
+        )
     return films, findings
 
 
@@ -326,8 +384,14 @@ def _side(film: str) -> str:
     return "right" if int(film[3:]) % 2 else "left"
 
 
-def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], findings: list[dict], context: float,
-             smallest: int) -> list[Job]:
+def _regions(
+    archive: Archive,
+    members: dict[str, str],
+    films: dict[str, str],
+    findings: list[dict],
+    context: float,
+    smallest: int,
+) -> list[Job]:
     """Crops of located findings, and as many of normal tissue from women whose two films are both normal.
 
     Side of a lesion's crop: `context` × its diameter, at least `smallest` (pixels of the 1024 original), moved inside the film
@@ -342,7 +406,9 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
     ill = {_woman(f["film"]) for f in findings}
     healthy = sorted(film for film in films if _woman(film) not in ill)
     if not located or not healthy:
-        raise MstlError(f"{archive.path}: Info.txt needs at least one finding with coordinates and one woman with two normal films")
+        raise MstlError(
+            f"{archive.path}: Info.txt needs at least one finding with coordinates and one woman with two normal films"
+        )
     shuffled = [healthy[i] for i in np.random.default_rng(1024).permutation(len(healthy))]
     by_film: dict[str, list[dict]] = {}
     partners: dict[str, list[dict]] = {}
@@ -366,8 +432,16 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
         left, top, side = at
         pixels, _ = place(image.crop((left, top, left + side, top + side)), size, "letterbox")
         unit = 1024 / image.width
-        return Picture(pixels, extra={"x": left * unit, "y": top * unit, "side": side * unit, "breast_share": round(breast.share(*at), 4),
-                                      "mean": round(float(pixels.mean()), 4)})
+        return Picture(
+            pixels,
+            extra={
+                "x": left * unit,
+                "y": top * unit,
+                "side": side * unit,
+                "breast_share": round(breast.share(*at), 4),
+                "mean": round(float(pixels.mean()), 4),
+            },
+        )
 
     def lesions(film: str, found: list[dict]) -> Callable[[int, int], list[Picture]]:
         def make(size: int, channels: int) -> list[Picture]:
@@ -392,13 +466,27 @@ def _regions(archive: Archive, members: dict[str, str], films: dict[str, str], f
         return make
 
     def rows(film: str, found: list[dict], label: str) -> tuple[Row, ...]:
-        return tuple(Row(f"{film}/{label}{i}", label, _woman(film), view=_side(film),
-                         extra={"film": film, "tissue": films[film], "finding": f["finding"] if label == "lesion" else "",
-                                "severity": f["severity"] if label == "lesion" else "", "radius": f["radius"]})
-                     for i, f in enumerate(found, 1))
+        return tuple(
+            Row(
+                f"{film}/{label}{i}",
+                label,
+                _woman(film),
+                view=_side(film),
+                extra={
+                    "film": film,
+                    "tissue": films[film],
+                    "finding": f["finding"] if label == "lesion" else "",
+                    "severity": f["severity"] if label == "lesion" else "",
+                    "radius": f["radius"],
+                },
+            )
+            for i, f in enumerate(found, 1)
+        )
 
-    return [*(Job(rows(film, found, "lesion"), lesions(film, found)) for film, found in by_film.items()),
-            *(Job(rows(film, found, "normal"), normals(film, found)) for film, found in partners.items())]
+    return [
+        *(Job(rows(film, found, "lesion"), lesions(film, found)) for film, found in by_film.items()),
+        *(Job(rows(film, found, "normal"), normals(film, found)) for film, found in partners.items()),
+    ]
 
 
 def frames(archive: Archive, card: Card, size: int, *, crops_per_frame: int = 60) -> Plan:
@@ -417,22 +505,47 @@ def frames(archive: Archive, card: Card, size: int, *, crops_per_frame: int = 60
             continue
         found = pattern.search(path.stem)
         if not found:
-            raise MstlError(f"{name} in {archive.path}: its name does not end like _C6_1_04d02h00m (well, position, time); "
-                            "rename it as published, or take it out")
+            raise MstlError(
+                f"{name} in {archive.path}: its name does not end like _C6_1_04d02h00m (well, position, time); "
+                "rename it as published, or take it out"
+            )
         well, position, time = found["well"], found["position"], found["time"]
         width, height = _dimensions(archive, name)
         across, down = width // size, (height - card.layout["bottom"]) // size
         if across < 1 or down < 1:
-            raise MstlError(f"{name} in {archive.path}: a frame of {width} × {height} pixels has no room for a crop of {size}; ask for a smaller size")
+            raise MstlError(
+                f"{name} in {archive.path}: a frame of {width} × {height} pixels has no room for a crop of {size}; "
+                "ask for a smaller size"
+            )
         seed = int.from_bytes(hashlib.sha256(path.stem.encode()).digest()[:8], "big")
         cells = np.random.default_rng(seed).permutation(across * down)[: crops_per_frame or None]
         places = [(int(c) // across, int(c) % across) for c in sorted(cells)]
-        extra = {"frame": f"{line}/{path.stem}", "well": well, "position": int(position), "time": time, "hours": _hours(time)}
-        jobs.append(Job(tuple(Row(f"{line}/{path.stem}/r{row:02d}c{column:02d}", line, f"{line}_{well}_{position}",
-                                  extra={**extra, "row": row, "column": column}) for row, column in places),
-                        _crops(archive, name, places)))
+        extra = {
+            "frame": f"{line}/{path.stem}",
+            "well": well,
+            "position": int(position),
+            "time": time,
+            "hours": _hours(time),
+        }
+        jobs.append(
+            Job(
+                tuple(
+                    Row(
+                        f"{line}/{path.stem}/r{row:02d}c{column:02d}",
+                        line,
+                        f"{line}_{well}_{position}",
+                        extra={**extra, "row": row, "column": column},
+                    )
+                    for row, column in places
+                ),
+                _crops(archive, name, places),
+            )
+        )
     if not jobs:
-        raise MstlError(f"{archive.path}: no frame was found in folders named after the cell lines ({card.classes[0]}, …); compare its layout with {card.url}")
+        raise MstlError(
+            f"{archive.path}: no frame was found in folders named after the cell lines ({card.classes[0]}, …); "
+            f"compare its layout with {card.url}"
+        )
     return Plan(jobs)
 
 
@@ -440,7 +553,10 @@ def _crops(archive: Archive, name: str, places: list[tuple[int, int]]) -> Callab
     def make(size: int, channels: int) -> list[Picture]:
         pixels = np.asarray(decode(archive.read(name), name, channels))
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        return [Picture(pixels[row * size : (row + 1) * size, column * size : (column + 1) * size]) for row, column in places]
+        return [
+            Picture(pixels[row * size : (row + 1) * size, column * size : (column + 1) * size])
+            for row, column in places
+        ]
 
     return make
 
@@ -467,18 +583,30 @@ def yolo(archive: Archive, card: Card, size: int, *, fit: str = "letterbox") -> 
     """
     splits = card.layout["splits"]
     kinds = _yolo_kinds(archive)
-    images = [name for name in _pictures(archive)
-              if len(PurePosixPath(name).parts) >= 3 and PurePosixPath(name).parts[-2] == "images" and PurePosixPath(name).parts[-3] in splits]
+    images = [
+        name
+        for name in _pictures(archive)
+        if len(PurePosixPath(name).parts) >= 3
+        and PurePosixPath(name).parts[-2] == "images"
+        and PurePosixPath(name).parts[-3] in splits
+    ]
     if not images:
-        raise MstlError(f"{archive.path}: no image was found under {', '.join(splits)}/images; compare its layout with {card.url}")
+        raise MstlError(
+            f"{archive.path}: no image was found under {', '.join(splits)}/images; compare its layout with {card.url}"
+        )
     members, jobs = set(archive.names), []
     for name in images:
         path = PurePosixPath(name)
         labels = str(path.parent.parent / "labels" / f"{path.stem}.txt")
         boxes = _yolo_boxes(archive.read(labels), labels, kinds) if labels in members else []
         split = splits[path.parts[-3]]
-        row = Row(f"{split}/{path.stem}", card.classes[1 if boxes else 0], _matched(card.layout.get("group"), path.stem, path.stem), split=split,
-                  extra={"boxes": len(boxes), "kinds": "+".join(sorted({box[0] for box in boxes}))})
+        row = Row(
+            f"{split}/{path.stem}",
+            card.classes[1 if boxes else 0],
+            _matched(card.layout.get("group"), path.stem, path.stem),
+            split=split,
+            extra={"boxes": len(boxes), "kinds": "+".join(sorted({box[0] for box in boxes}))},
+        )
         jobs.append(Job((row,), _boxed(archive, name, boxes, fit)))
     return Plan(jobs, boxes=True)
 
@@ -488,12 +616,17 @@ def _yolo_kinds(archive: Archive) -> list[str]:
 
     found = [name for name in archive.names if PurePosixPath(name).name == "data.yaml"]
     if not found:
-        raise MstlError(f"{archive.path}: data.yaml is missing, which names the kinds of boxes; download the archive again")
+        raise MstlError(
+            f"{archive.path}: data.yaml is missing, which names the kinds of boxes; download the archive again"
+        )
     try:
         names = yaml.safe_load(archive.read(found[0]))["names"]
         return [str(names[key]) for key in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
     except (yaml.YAMLError, KeyError, TypeError) as problem:
-        raise MstlError(f"{found[0]} in {archive.path}: the list `names` cannot be read ({type(problem).__name__}); download the archive again") from None
+        raise MstlError(
+            f"{found[0]} in {archive.path}: the list `names` cannot be read "
+            f"({type(problem).__name__}); download the archive again"
+        ) from None
 
 
 def _yolo_boxes(text: bytes, name: str, kinds: list[str]) -> list[tuple]:
@@ -514,7 +647,9 @@ def _yolo_boxes(text: bytes, name: str, kinds: list[str]) -> list[tuple]:
             else:
                 raise ValueError(f"{len(rest)} coordinates are neither a box nor a polygon")
         except (ValueError, IndexError) as problem:
-            raise MstlError(f"{name}, line {number}: this label cannot be read ({problem}); mend the line or take the file out") from None
+            raise MstlError(
+                f"{name}, line {number}: this label cannot be read ({problem}); mend the line or take the file out"
+            ) from None
         boxes.append((kind, *(float(np.clip(value, 0, 1)) for value in box)))
     return boxes
 
@@ -529,7 +664,10 @@ def _boxed(archive: Archive, name: str, boxes: list[tuple], fit: str) -> Callabl
     def make(size: int, channels: int) -> list[Picture]:
         image = decode(archive.read(name), name, channels, smallest=2 * size)
         pixels, where = place(image, size, fit)
-        moved = [where.box(kind, x0 * image.width, y0 * image.height, x1 * image.width, y1 * image.height) for kind, x0, y0, x1, y1 in boxes]
+        moved = [
+            where.box(kind, x0 * image.width, y0 * image.height, x1 * image.width, y1 * image.height)
+            for kind, x0, y0, x1, y1 in boxes
+        ]
         return [Picture(pixels, boxes=tuple(box for box in moved if box))]
 
     return make

@@ -13,7 +13,10 @@ class Breast:
         shown, muscle = outline(film)
         self.width, self.height = film.size
         self.scale = shown.shape[1] / film.width
-        self._shown, self._muscle = (np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0))) for mask in (shown, muscle))
+        self._shown, self._muscle = (
+            np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
+            for mask in (shown, muscle)
+        )
         columns = np.flatnonzero(shown.any(0))
         self.left, self.right = columns[0] / self.scale, (columns[-1] + 1) / self.scale
 
@@ -37,7 +40,9 @@ class Breast:
         left, top = round(left), round(y - side / 2)
         return int(np.clip(left, 0, self.width - side)), int(np.clip(top, 0, self.height - side)), side
 
-    def draw(self, side: int, share: float, taken: list[tuple[int, int, int]], rng: np.random.Generator) -> tuple[int, int, int]:
+    def draw(
+        self, side: int, share: float, taken: list[tuple[int, int, int]], rng: np.random.Generator
+    ) -> tuple[int, int, int]:
         """A window of `side` drawn among those whose share of breast is within 0.05 of `share` and whose share of muscle is
         at most 0.05 (else the one that misses this least), and that overlap none of `taken` as far as there is room."""
         step = max(1, side // 8)
@@ -48,14 +53,19 @@ class Breast:
             free &= (x + side <= left) | (x >= left + other) | (y + side <= top) | (y >= top + other)
         if free.any():
             x, y = x[free], y[free]
-        missed = np.maximum(0, np.abs(self.share(x, y, side) - share) - 0.05) + np.maximum(0, self.muscle_share(x, y, side) - 0.05)
+        missed = np.maximum(0, np.abs(self.share(x, y, side) - share) - 0.05) + np.maximum(
+            0, self.muscle_share(x, y, side) - 0.05
+        )
         near = np.flatnonzero(missed <= missed.min())
         chosen = near[rng.integers(near.size)]
         return int(x[chosen]), int(y[chosen]), side
 
     def _share(self, total: np.ndarray, left, top, side):
         rows, columns = total.shape[0] - 1, total.shape[1] - 1
-        x0, y0 = (np.clip(np.rint(np.asarray(v) * self.scale).astype(int), 0, n - 1) for v, n in ((left, columns), (top, rows)))
+        x0, y0 = (
+            np.clip(np.rint(np.asarray(v) * self.scale).astype(int), 0, n - 1)
+            for v, n in ((left, columns), (top, rows))
+        )
         step = max(1, round(side * self.scale))
         x1, y1 = np.minimum(x0 + step, columns), np.minimum(y0 + step, rows)
         share = (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / ((x1 - x0) * (y1 - y0))

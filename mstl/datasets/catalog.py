@@ -75,7 +75,9 @@ def catalog() -> dict[str, Card]:
         table = {**_whole(own, tables), "name": name}
         unknown = set(table) - allowed
         if unknown:
-            raise MstlError(f"catalog.toml: [set.{name}] has the unknown key {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], allowed)}")
+            raise MstlError(
+                f"catalog.toml: [set.{name}] has the unknown key {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], allowed)}"
+            )
         cards[name] = Card(**table)
     return cards
 
@@ -84,8 +86,10 @@ def card(name: str) -> Card:
     """The card of the data set `name`; an unknown name is an error that names the nearest."""
     cards = catalog()
     if name not in cards:
-        raise MstlError(f"there is no data set {name!r} in the catalog{nearest(name, cards)}; "
-                        "`mstl data list` shows all, and a folder with manifest.csv may be named by its path")
+        raise MstlError(
+            f"there is no data set {name!r} in the catalog{nearest(name, cards)}; "
+            "`mstl data list` shows all, and a folder with manifest.csv may be named by its path"
+        )
     return cards[name]
 
 
@@ -98,9 +102,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def readme() -> str:
     """The text of data/README.md, made of the catalog (a test holds the file to it)."""
     lines = [_HEAD]
-    for title, chosen in (("Published archives", [c for c in catalog().values() if not c.simulated and c.reader != "npz"]),
-                          ("MedMNIST", [c for c in catalog().values() if c.reader == "npz"]),
-                          ("Simulated", [c for c in catalog().values() if c.simulated])):
+    for title, chosen in (
+        ("Published archives", [c for c in catalog().values() if not c.simulated and c.reader != "npz"]),
+        ("MedMNIST", [c for c in catalog().values() if c.reader == "npz"]),
+        ("Simulated", [c for c in catalog().values() if c.simulated]),
+    ):
         lines.append(f"## {title}\n")
         lines.append("| name | what | classes | channels | licence | file |\n|---|---|---|---|---|---|")
         for c in chosen:
@@ -113,11 +119,15 @@ def readme() -> str:
             lines.append(f"{c.title}. {c.modality.capitalize()}; role: {c.role}; task: {c.task}.\n")
             lines.append(f"- Groups: {c.group_rule}.")
             if c.options:
-                lines.append("- Options of `load`: " + ", ".join(f"`{key}={value!r}`" for key, value in c.options.items()) + ".")
+                lines.append(
+                    "- Options of `load`: " + ", ".join(f"`{key}={value!r}`" for key, value in c.options.items()) + "."
+                )
             if c.notes:
                 lines.append(f"- Known: {c.notes}")
             if not c.simulated:
-                lines.append(f"- Address: <{c.url}>" + (f"; DOI [{c.doi}](https://doi.org/{c.doi})" if c.doi else "") + ".")
+                lines.append(
+                    f"- Address: <{c.url}>" + (f"; DOI [{c.doi}](https://doi.org/{c.doi})" if c.doi else "") + "."
+                )
                 lines.extend(f"- Published `{file}`: {value}." for file, value in c.checksum.items())
             lines.append(f"- Cite: {c.citation}\n")
     return "\n".join(lines).rstrip() + "\n"
@@ -150,4 +160,3 @@ The checksum of a file is compared with the catalog's; another copy is accepted,
 An own data set is a folder with `manifest.csv`: `path,label` and, where you know them, `group,center,split,view,case,x0,y0,x1,y1`
 (PNG, JPEG, TIFF or DICOM of 8 to 16 bits; several rows of one path are several boxes, in pixels of the original image).
 """
-

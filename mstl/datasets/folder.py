@@ -41,7 +41,9 @@ def load(folder: Path, size: int, root: Path, *, workers: int | None, progress: 
     """
     options = checked_options(folder.name, OPTIONS, options)
     if options["channels"] not in (0, 1, 3):
-        raise MstlError(f"{folder.name}: channels must be 1 (grey), 3 (colour) or 0 (as the images are), not {options['channels']!r}")
+        raise MstlError(
+            f"{folder.name}: channels must be 1 (grey), 3 (colour) or 0 (as the images are), not {options['channels']!r}"
+        )
     table = read_manifest(folder)
     state = _state(folder, table)
     name = folder.resolve().name
@@ -51,9 +53,23 @@ def load(folder: Path, size: int, root: Path, *, workers: int | None, progress: 
     _check_classes(folder, table, classes)
 
     def entry(channels: int) -> Card:
-        return Card(name=name, title=f"{name}: an own data set", modality="unknown", role="target", task="classification", classes=classes,
-                    group_rule="the column `group` of manifest.csv" if table["group"].any() else "every image its own group", licence="unknown",
-                    doi="", url="", archive=name, citation="", reader="folder", channels=channels, options=dict(OPTIONS))
+        return Card(
+            name=name,
+            title=f"{name}: an own data set",
+            modality="unknown",
+            role="target",
+            task="classification",
+            classes=classes,
+            group_rule="the column `group` of manifest.csv" if table["group"].any() else "every image its own group",
+            licence="unknown",
+            doi="",
+            url="",
+            archive=name,
+            citation="",
+            reader="folder",
+            channels=channels,
+            options=dict(OPTIONS),
+        )
 
     for channels in [options["channels"]] if options["channels"] else [1, 3]:
         data = opened(target, entry(channels), {"files": state})
@@ -64,30 +80,57 @@ def load(folder: Path, size: int, root: Path, *, workers: int | None, progress: 
         data = opened(target, card, {"files": state})
         if data is None:
             boxed = bool(table[CORNERS].notna().all(axis=1).any())
-            source = {"file": folder.resolve().name, "files": state, "note": "an own folder with manifest.csv", "options": _plain(options)}
-            prepare(card, _jobs(folder, table, options["fit"]), target, size, with_boxes=boxed, workers=workers, progress=progress, provenance=source)
+            source = {
+                "file": folder.resolve().name,
+                "files": state,
+                "note": "an own folder with manifest.csv",
+                "options": _plain(options),
+            }
+            prepare(
+                card,
+                _jobs(folder, table, options["fit"]),
+                target,
+                size,
+                with_boxes=boxed,
+                workers=workers,
+                progress=progress,
+                provenance=source,
+            )
             data = ImageSet.open(target, card=card)
     return data
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
-    """manifest.csv with every column of `COLUMNS` (text "" and coordinates NaN where absent), each problem one sentence with its row."""
+    """manifest.csv with every column of `COLUMNS` (text "" and coordinates NaN where absent); a problem names its line."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise MstlError(f"{folder}: there is no {MANIFEST} in this folder; write one with the columns path,label and, where known, "
-                        f"{','.join(COLUMNS[2:])}")
+        raise MstlError(
+            f"{folder}: there is no {MANIFEST} in this folder; write one with the columns path,label and, where known, "
+            f"{','.join(COLUMNS[2:])}"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
         head = text.split("\n", 1)[0]
         separator = max(",;\t", key=head.count)
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, skipinitialspace=True)
+        table = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as problem:
-        raise MstlError(f"{path}: it cannot be read as comma-separated UTF-8 text ({' '.join(str(problem).split())})") from None
+        raise MstlError(
+            f"{path}: it cannot be read as comma-separated UTF-8 text ({' '.join(str(problem).split())})"
+        ) from None
     table.columns = [str(column).strip() for column in table.columns]
     for column in ("path", "label"):
         if column not in table:
             hint = next((nearest(column, [c]) for c in table.columns if nearest(column, [c])), "")
-            raise MstlError(f"{path}: the column {column!r} is missing; its columns are {', '.join(table.columns)}{hint}")
+            raise MstlError(
+                f"{path}: the column {column!r} is missing; its columns are {', '.join(table.columns)}{hint}"
+            )
     table = table.fillna("").apply(lambda column: column.str.strip())
     table = table[(table != "").any(axis=1)]
     if table.empty:
@@ -109,14 +152,22 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         table[column] = table[column] if column in table else ""
     unknown = table.loc[~table["split"].isin(SPLITS), "split"]
     if len(unknown):
-        raise MstlError(f"{line(unknown.index[0])}: the split {unknown.iloc[0]!r} is none of train, val, test{nearest(unknown.iloc[0], SPLITS[:3])}")
+        raise MstlError(
+            f"{line(unknown.index[0])}: the split {unknown.iloc[0]!r} is none of train, val, test"
+            f"{nearest(unknown.iloc[0], SPLITS[:3])}"
+        )
     _read_boxes(table, line)
     _check_repeats(table, line)
     _check_splits(table, path)
-    missing = [(index, value) for index, value in table["path"].drop_duplicates().items() if not (folder / value).is_file()]
+    missing = [
+        (index, value) for index, value in table["path"].drop_duplicates().items() if not (folder / value).is_file()
+    ]
     if missing:
-        raise MstlError(f"{line(missing[0][0])}: there is no file {missing[0][1]!r} in {folder}" +
-                        (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "") + "; correct the path or delete the row")
+        raise MstlError(
+            f"{line(missing[0][0])}: there is no file {missing[0][1]!r} in {folder}"
+            + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
+            + "; correct the path or delete the row"
+        )
     return table
 
 
@@ -145,10 +196,15 @@ def _check_repeats(table: pd.DataFrame, line: Callable[[int], str]) -> None:
             continue
         for column in ("label", "group", "center", "split", "view", "case"):
             if table.at[index, column] != table.at[before, column]:
-                raise MstlError(f"{line(index)}: {path!r} has the {column} {table.at[index, column]!r} here and "
-                                f"{table.at[before, column]!r} in {line(before).rsplit(', ')[-1]}; make them agree")
+                raise MstlError(
+                    f"{line(index)}: {path!r} has the {column} {table.at[index, column]!r} here and "
+                    f"{table.at[before, column]!r} in {line(before).rsplit(', ')[-1]}; make them agree"
+                )
         if np.isnan(table.at[index, "x0"]) or np.isnan(table.at[before, "x0"]):
-            raise MstlError(f"{line(index)}: {path!r} was listed in {line(before).rsplit(', ')[-1]} already; list it once, or with one box a row")
+            raise MstlError(
+                f"{line(index)}: {path!r} was listed in {line(before).rsplit(', ')[-1]} already; "
+                "list it once, or with one box a row"
+            )
 
 
 def _check_splits(table: pd.DataFrame, path: Path) -> None:
@@ -156,8 +212,10 @@ def _check_splits(table: pd.DataFrame, path: Path) -> None:
     sides = grouped.groupby("group")["split"].agg(lambda parts: sorted(set(parts)))
     torn = sides[sides.map(len) > 1]
     if len(torn):
-        raise MstlError(f"{path}: the group {torn.index[0]!r} is in the splits {' and '.join(torn.iloc[0])} ({len(torn)} such groups); "
-                        "a group (a patient) must lie wholly in one")
+        raise MstlError(
+            f"{path}: the group {torn.index[0]!r} is in the splits {' and '.join(torn.iloc[0])} ({len(torn)} such groups); "
+            "a group (a patient) must lie wholly in one"
+        )
 
 
 def _classes(labels: np.ndarray) -> tuple[str, ...]:
@@ -173,9 +231,14 @@ def _classes(labels: np.ndarray) -> tuple[str, ...]:
 def _check_classes(folder: Path, table: pd.DataFrame, classes: tuple[str, ...]) -> None:
     for index, label in table["label"].drop_duplicates().items():
         if label not in classes:
-            raise MstlError(f"{folder / MANIFEST}: {table.at[index, 'path']} has the label {label!r}, which is none of the classes {', '.join(classes)}{nearest(label, classes)}")
+            raise MstlError(
+                f"{folder / MANIFEST}: {table.at[index, 'path']} has the label {label!r}, "
+                f"which is none of the classes {', '.join(classes)}{nearest(label, classes)}"
+            )
     if len(classes) < 2:
-        raise MstlError(f"{folder / MANIFEST}: every image has the label {classes[0]!r}; at least two classes are needed")
+        raise MstlError(
+            f"{folder / MANIFEST}: every image has the label {classes[0]!r}; at least two classes are needed"
+        )
 
 
 def _channels(folder: Path, paths: list[str]) -> int:
@@ -192,8 +255,16 @@ def _jobs(folder: Path, table: pd.DataFrame, fit: str) -> list[Job]:
     for path, rows in table.groupby("path", sort=False):
         first = rows.iloc[0]
         boxes = [(first["label"], *box) for box in rows[CORNERS].dropna().to_numpy().tolist()]
-        row = Row(path, first["label"], first["group"] or path, first["split"], first["center"], first["view"], first["case"],
-                  {column: first[column] for column in further})
+        row = Row(
+            path,
+            first["label"],
+            first["group"] or path,
+            first["split"],
+            first["center"],
+            first["view"],
+            first["case"],
+            {column: first[column] for column in further},
+        )
         jobs.append(Job((row,), _picture(folder / path, path, boxes, fit)))
     return jobs
 
@@ -204,8 +275,10 @@ def _picture(file: Path, path: str, boxes: list[tuple], fit: str) -> Callable[[i
         pixels, where = place(image, size, fit)
         for box in boxes:
             if box[1] < 0 or box[2] < 0 or box[3] > image.width or box[4] > image.height:
-                raise MstlError(f"{path}: its box {box[1:]} lies outside the image of {image.width} × {image.height} pixels; "
-                                "boxes are in pixels of the original image")
+                raise MstlError(
+                    f"{path}: its box {box[1:]} lies outside the image of {image.width} × {image.height} pixels; "
+                    "boxes are in pixels of the original image"
+                )
         moved = [where.box(*box) for box in boxes]
         return [Picture(pixels, boxes=tuple(box for box in moved if box))]
 

@@ -57,7 +57,9 @@ class ImageSet:
     cases: np.ndarray | None = None
     extra: pd.DataFrame | None = None
     provenance: dict = field(default_factory=dict)
-    digest: str = field(default="", init=False)  # the stored hash; a copy made by `dataclasses.replace` has none and computes its own
+    digest: str = field(
+        default="", init=False
+    )  # the stored hash; a copy made by `dataclasses.replace` has none and computes its own
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -72,8 +74,11 @@ class ImageSet:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{name} {n}" for name, n in zip(self.classes, np.bincount(self.labels, minlength=len(self.classes))))
-        return f"ImageSet({self.name}: {len(self)} images of {self.size} px, {self.channels} channel(s), {len(set(self.groups))} groups; {counts})"
+        counts = ", ".join(
+            f"{name} {n}" for name, n in zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)))
+        )
+        shape = f"{len(self)} images of {self.size} px, {self.channels} channel(s), {len(set(self.groups))} groups"
+        return f"ImageSet({self.name}: {shape}; {counts})"
 
     def __getattr__(self, key: str):
         # Only reached when `images` or `masks` is not yet there: a subset copies its pixels when they are first asked for.
@@ -133,7 +138,9 @@ class ImageSet:
             raise MstlError(f"{self.name}: select takes a list of classes, not the one word {classes!r}")
         for name in classes:
             if name not in self.classes:
-                raise MstlError(f"{self.name} has no class {name!r}; its classes are {', '.join(self.classes)}{nearest(name, self.classes)}")
+                raise MstlError(
+                    f"{self.name} has no class {name!r}; its classes are {', '.join(self.classes)}{nearest(name, self.classes)}"
+                )
         if len(set(classes)) != len(list(classes)) or not len(list(classes)):
             raise MstlError(f"{self.name}: select needs at least one class, each named once, not {list(classes)}")
         order = np.full(len(self.classes), -1, np.int64)
@@ -151,8 +158,16 @@ class ImageSet:
 
     def table(self) -> pd.DataFrame:
         """One row an image: id, label, class, group, center, split (with view and case where the set has them)."""
-        table = pd.DataFrame({"id": self.ids, "label": self.labels, "class": np.array(self.classes)[self.labels],
-                              "group": self.groups, "center": self.centers, "split": self.splits})
+        table = pd.DataFrame(
+            {
+                "id": self.ids,
+                "label": self.labels,
+                "class": np.array(self.classes)[self.labels],
+                "group": self.groups,
+                "center": self.centers,
+                "split": self.splits,
+            }
+        )
         if self.views is not None:
             table["view"] = self.views
         if self.cases is not None:
@@ -175,24 +190,36 @@ class ImageSet:
         try:
             head = json.loads((folder / "imageset.json").read_text(encoding="utf-8"))
             if head["format"] != FORMAT:
-                raise MstlError(f"{folder} was written by another version of mstl; delete it, and it will be prepared again")
+                raise MstlError(
+                    f"{folder} was written by another version of mstl; delete it, and it will be prepared again"
+                )
             table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False, encoding="utf-8")
             boxes = _read_boxes(folder / "boxes.csv") if head["boxes"] else None
             extra = {name: _typed(table[f"extra.{name}"], kind) for name, kind in head["extra"]}
             data = cls(
-                name=head["name"], classes=tuple(head["classes"]), card=card or Card(**head["card"]),
-                provenance=head["provenance"], images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
+                name=head["name"],
+                classes=tuple(head["classes"]),
+                card=card or Card(**head["card"]),
+                provenance=head["provenance"],
+                images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
                 masks=np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False) if head["masks"] else None,
-                labels=table["label"].astype(np.int64).to_numpy(), boxes=boxes,
+                labels=table["label"].astype(np.int64).to_numpy(),
+                boxes=boxes,
                 extra=pd.DataFrame(extra) if extra else None,
-                **{key: table[column].to_numpy(dtype=str) if column in table else None for key, column in _COLUMNS.items()})
+                **{
+                    key: table[column].to_numpy(dtype=str) if column in table else None
+                    for key, column in _COLUMNS.items()
+                },
+            )
             object.__setattr__(data, "digest", head["hash"])
             return data
         except (OSError, KeyError, TypeError, ValueError) as problem:
             if isinstance(problem, MstlError):
                 raise
-            raise MstlError(f"{folder} is not a whole prepared set ({type(problem).__name__}: {problem}); "
-                            "delete it, and it will be prepared again") from None
+            raise MstlError(
+                f"{folder} is not a whole prepared set ({type(problem).__name__}: {problem}); "
+                "delete it, and it will be prepared again"
+            ) from None
 
     def _derive(self, what: str, rows: np.ndarray | None = None, **changes) -> ImageSet:
         # The hash of a derived set follows from its parent's hash and the change, without reading the pixels again.
@@ -246,11 +273,15 @@ def storage_error(problem: OSError, name: str, folder: Path) -> MstlError | None
     import errno
 
     if problem.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return MstlError(f"{name}: the disk is full at {folder} ({os.strerror(problem.errno)}); nothing half-written was left there: "
-                         "free some space, or name another folder by root= or MSTL_HOME, and call again")
+        return MstlError(
+            f"{name}: the disk is full at {folder} ({os.strerror(problem.errno)}); nothing half-written was left there: "
+            "free some space, or name another folder by root= or MSTL_HOME, and call again"
+        )
     if problem.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
-        return MstlError(f"{name}: {folder} cannot be written to ({os.strerror(problem.errno)}); "
-                         "name another folder by root= or MSTL_HOME, and call again")
+        return MstlError(
+            f"{name}: {folder} cannot be written to ({os.strerror(problem.errno)}); "
+            "name another folder by root= or MSTL_HOME, and call again"
+        )
     return None
 
 
@@ -265,10 +296,21 @@ def write_tables(data: ImageSet, folder: Path) -> None:
     table.to_csv(folder / "table.csv", index=False, encoding="utf-8", lineterminator="\n")
     if data.boxes is not None:
         data.boxes.to_csv(folder / "boxes.csv", index=False, encoding="utf-8", lineterminator="\n")
-    head = {"format": FORMAT, "name": data.name, "classes": list(data.classes), "images": list(data._shape), "hash": data.hash,
-            "masks": data.masks is not None, "boxes": data.boxes is not None, "extra": list(kinds.items()),
-            "provenance": data.provenance, "card": dataclasses.asdict(data.card)}
-    (folder / "imageset.json").write_text(json.dumps(head, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    head = {
+        "format": FORMAT,
+        "name": data.name,
+        "classes": list(data.classes),
+        "images": list(data._shape),
+        "hash": data.hash,
+        "masks": data.masks is not None,
+        "boxes": data.boxes is not None,
+        "extra": list(kinds.items()),
+        "provenance": data.provenance,
+        "card": dataclasses.asdict(data.card),
+    }
+    (folder / "imageset.json").write_text(
+        json.dumps(head, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def content_hash(data: ImageSet) -> str:
@@ -296,14 +338,24 @@ def _check(data: ImageSet) -> None:
     n, shape = len(data.labels), data._shape
     if n == 0:
         raise MstlError(f"{data.name} holds no image; check the folder or archive that it was prepared from")
-    if len(shape) != 4 or shape[0] != n or shape[1] != shape[2] or shape[3] not in (1, 3) or data.images.dtype != np.uint8:
-        raise MstlError(f"{data.name}: images must be uint8 (N, size, size, 1 or 3) with N = {n} labels, not {data.images.dtype} {shape}")
+    if (
+        len(shape) != 4
+        or shape[0] != n
+        or shape[1] != shape[2]
+        or shape[3] not in (1, 3)
+        or data.images.dtype != np.uint8
+    ):
+        raise MstlError(
+            f"{data.name}: images must be uint8 (N, size, size, 1 or 3) with N = {n} labels, not {data.images.dtype} {shape}"
+        )
     for key in _TEXT:
         value = getattr(data, key)
         if value is not None and value.shape != (n,):
             raise MstlError(f"{data.name}: {key} must have one entry an image ({n}), not {value.shape}")
     if data.labels.min() < 0 or data.labels.max() >= len(data.classes):
-        raise MstlError(f"{data.name}: labels must lie between 0 and {len(data.classes) - 1}, the positions of its classes")
+        raise MstlError(
+            f"{data.name}: labels must lie between 0 and {len(data.classes) - 1}, the positions of its classes"
+        )
     if len(set(data.ids)) != n:
         seen = pd.Series(data.ids)
         raise MstlError(f"{data.name}: the id {seen[seen.duplicated()].iloc[0]!r} occurs twice; ids must be unique")

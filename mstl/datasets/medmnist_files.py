@@ -56,20 +56,45 @@ def load_file(path: Path, size: int, root: Path, *, workers: int | None, progres
     options = checked_options(path.name, entry.options if entry else defaults, options)
     if entry is None:
         labels, channels = _shape_of(path)
-        entry = Card(name=path.stem, title=f"{path.name}, an own file in MedMNIST's layout", modality="unknown", role="target", task="classification",
-                     classes=tuple(str(i) for i in range(labels)), group_rule="every image its own group", licence="unknown", doi="", url="",
-                     archive=path.stem, citation="", reader="npz", channels=channels, options=defaults)
+        entry = Card(
+            name=path.stem,
+            title=f"{path.name}, an own file in MedMNIST's layout",
+            modality="unknown",
+            role="target",
+            task="classification",
+            classes=tuple(str(i) for i in range(labels)),
+            group_rule="every image its own group",
+            licence="unknown",
+            doi="",
+            url="",
+            archive=path.stem,
+            citation="",
+            reader="npz",
+            channels=channels,
+            options=defaults,
+        )
     key = {"file": hashlib.sha256(str(path.resolve()).encode()).hexdigest(), **changed_options(entry.options, options)}
     folder = prepared_folder(root, entry.name, size, key)
     data = opened(folder, entry, {"file": path.name, "bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns})
     if data is not None:
         return data
     with locked(folder):
-        return _prepared(entry, path, folder, size, workers=workers, progress=progress, options=options, modified=path.stat().st_mtime_ns)
+        return _prepared(
+            entry,
+            path,
+            folder,
+            size,
+            workers=workers,
+            progress=progress,
+            options=options,
+            modified=path.stat().st_mtime_ns,
+        )
 
 
 def _local(entry: Card, size: int, places: list[Path]) -> Path | None:
-    there = {edge: path for place_ in reversed(places) for edge in SIZES if (path := place_ / _file(entry, edge)).is_file()}
+    there = {
+        edge: path for place_ in reversed(places) for edge in SIZES if (path := place_ / _file(entry, edge)).is_file()
+    }
     large = [edge for edge in there if edge >= size]
     return there[min(large) if large else max(there)] if there else None
 
@@ -86,19 +111,32 @@ def _download(entry: Card, size: int, places: list[Path]) -> Path:
     info = medmnist.INFO[entry.archive]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as aside:  # a broken download leaves nothing behind
+        with tempfile.TemporaryDirectory(
+            prefix=".download-", dir=path.parent
+        ) as aside:  # a broken download leaves nothing behind
             getattr(medmnist, info["python_class"])(split="test", download=True, root=aside, size=edge)
             os.replace(Path(aside) / path.name, path)
     except RuntimeError as problem:  # medmnist turns every failure of a download into this
         cause = problem.__context__ or problem
-        raise MstlError(f"{entry.name}: {path.name} is in none of {', '.join(map(str, places))} and could not be downloaded "
-                        f"({type(cause).__name__}: {cause}); connect to the network, or fetch it from "
-                        f"{info['url' if edge == 28 else f'url_{edge}']} and put it into {places[0]}") from None
+        raise MstlError(
+            f"{entry.name}: {path.name} is in none of {', '.join(map(str, places))} and could not be downloaded "
+            f"({type(cause).__name__}: {cause}); connect to the network, or fetch it from "
+            f"{info['url' if edge == 28 else f'url_{edge}']} and put it into {places[0]}"
+        ) from None
     return path
 
 
-def _prepared(entry: Card, path: Path, folder: Path, size: int, *, workers: int | None, progress: bool, options: dict,
-              modified: int | None = None) -> ImageSet:
+def _prepared(
+    entry: Card,
+    path: Path,
+    folder: Path,
+    size: int,
+    *,
+    workers: int | None,
+    progress: bool,
+    options: dict,
+    modified: int | None = None,
+) -> ImageSet:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as scratch:
         jobs = _jobs(entry, path, Path(scratch), options["fit"])
         with open(path, "rb") as file:
@@ -118,26 +156,44 @@ def _jobs(entry: Card, path: Path, scratch: Path, fit: str) -> list[Job]:
         for start in range(0, len(images), CHUNK):
             rows = range(start, min(start + CHUNK, len(images)))
             ids = [f"{part}/{i:06d}" for i in rows]
-            jobs.append(Job(tuple(Row(name, names[labels[i]], name, split=part) for i, name in zip(rows, ids)), _chunk(images, rows, fit)))
+            jobs.append(
+                Job(
+                    tuple(Row(name, names[labels[i]], name, split=part) for i, name in zip(rows, ids)),
+                    _chunk(images, rows, fit),
+                )
+            )
     return jobs
 
 
 def _chunk(images: np.ndarray, rows: range, fit: str):
     def make(size: int, channels: int) -> list[Picture]:
         mode = "L" if channels == 1 else "RGB"
-        return [Picture(place(Image.fromarray(np.ascontiguousarray(images[i])).convert(mode), size, fit)[0]) for i in rows]
+        return [
+            Picture(place(Image.fromarray(np.ascontiguousarray(images[i])).convert(mode), size, fit)[0]) for i in rows
+        ]
 
     return make
 
 
 def _check(path: Path, part: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-        kind = "a three-dimensional set of MedMNIST, which is not supported" if images.ndim >= 4 else "no MedMNIST file of images"
-        raise MstlError(f"{path}: {part}_images is {images.dtype} {images.shape}, not uint8 (N, h, w) or (N, h, w, 3): {kind}")
+        kind = (
+            "a three-dimensional set of MedMNIST, which is not supported"
+            if images.ndim >= 4
+            else "no MedMNIST file of images"
+        )
+        raise MstlError(
+            f"{path}: {part}_images is {images.dtype} {images.shape}, not uint8 (N, h, w) or (N, h, w, 3): {kind}"
+        )
     if len(images) != len(labels):
-        raise MstlError(f"{path}: {part} has {len(images)} images and {len(labels)} labels; the file is damaged: download it again")
+        raise MstlError(
+            f"{path}: {part} has {len(images)} images and {len(labels)} labels; the file is damaged: download it again"
+        )
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
-        raise MstlError(f"{path}: {part}_labels holds {labels.max()}, but there are only {classes} classes; is it the file of another set?")
+        raise MstlError(
+            f"{path}: {part}_labels holds {labels.max()}, but there are only {classes} classes; "
+            "is it the file of another set?"
+        )
 
 
 def _labels(path: Path, part: str, scratch: Path) -> np.ndarray:
@@ -145,7 +201,10 @@ def _labels(path: Path, part: str, scratch: Path) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise MstlError(f"{path}: {part}_labels is {labels.shape}: several labels an image (as in ChestMNIST) are not supported; choose a set of one label")
+        raise MstlError(
+            f"{path}: {part}_labels is {labels.shape}: several labels an image (as in ChestMNIST) are not supported; "
+            "choose a set of one label"
+        )
     if labels.dtype.kind not in "iu":
         raise MstlError(f"{path}: {part}_labels is {labels.dtype}, not whole numbers")
     return labels.astype(np.int64)
@@ -157,7 +216,9 @@ def _array(path: Path, key: str, scratch: Path) -> np.ndarray:
         with zipfile.ZipFile(path) as archive:
             member = f"{key}.npy"
             if member not in archive.namelist():
-                raise MstlError(f"{path}: it has no array {key}; a MedMNIST file holds {{train,val,test}}_images and _labels")
+                raise MstlError(
+                    f"{path}: it has no array {key}; a MedMNIST file holds {{train,val,test}}_images and _labels"
+                )
             target = scratch / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
             if not target.exists():
                 with archive.open(member) as source, open(target, "wb") as file:
@@ -168,11 +229,15 @@ def _array(path: Path, key: str, scratch: Path) -> np.ndarray:
     except ValueError as problem:
         if isinstance(problem, MstlError):
             raise
-        raise MstlError(f"{path}: the array {key} is refused ({problem}); only plain arrays of numbers are read") from None
+        raise MstlError(
+            f"{path}: the array {key} is refused ({problem}); only plain arrays of numbers are read"
+        ) from None
 
 
 def _shape_of(path: Path) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as scratch:
         labels = [_labels(path, part, Path(scratch)) for part in PARTS]
         images = _array(path, "train_images", Path(scratch))
-        return int(max(part.max(initial=0) for part in labels)) + 1, 3 if images.ndim == 4 and images.shape[-1] == 3 else 1
+        return int(max(part.max(initial=0) for part in labels)) + 1, 3 if images.ndim == 4 and images.shape[
+            -1
+        ] == 3 else 1

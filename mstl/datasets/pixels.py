@@ -45,17 +45,25 @@ def decode(data: bytes, name: str, channels: int = 1, *, smallest: int | None = 
         if smallest and image.format == "JPEG":
             image.draft(None, (smallest, smallest))
         if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-            raise MstlError(f"{name}: this TIFF file holds {image.n_frames} pages; save the pages that you mean as single images")
+            raise MstlError(
+                f"{name}: this TIFF file holds {image.n_frames} pages; save the pages that you mean as single images"
+            )
         image.load()
         image = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
-        raise MstlError(f"{name}: refused, because it would unfold to more pixels than any image should ({problem}); "
-                        "shrink it, or leave it out") from None
+        raise MstlError(
+            f"{name}: refused, because it would unfold to more pixels than any image should ({problem}); "
+            "shrink it, or leave it out"
+        ) from None
     except (MemoryError, MstlError):
         raise
-    except Exception as problem:  # Pillow's decoders raise many types (OSError, SyntaxError, struct.error, ValueError …)
-        raise MstlError(f"{name}: this image does not decode ({_brief(problem)}); "
-                        "replace it by an intact copy, or take it out of the archive or manifest") from None
+    except (
+        Exception
+    ) as problem:  # Pillow's decoders raise many types (OSError, SyntaxError, struct.error, ValueError …)
+        raise MstlError(
+            f"{name}: this image does not decode ({_brief(problem)}); "
+            "replace it by an intact copy, or take it out of the archive or manifest"
+        ) from None
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         return Image.fromarray(to_eight_bits(np.asarray(image))).convert(mode)
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
@@ -92,9 +100,13 @@ def dicom_pixels(data: bytes, name: str) -> np.ndarray:
         header = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
         pixels = header.pixel_array
     except Exception as problem:  # pydicom and its plug-ins raise many types
-        raise MstlError(f"{name}: this DICOM file does not decode ({_brief(problem)}); export it uncompressed, or as 16-bit PNG") from None
+        raise MstlError(
+            f"{name}: this DICOM file does not decode ({_brief(problem)}); export it uncompressed, or as 16-bit PNG"
+        ) from None
     if int(header.get("NumberOfFrames", 1) or 1) > 1:
-        raise MstlError(f"{name}: this DICOM file holds {header.NumberOfFrames} frames; export the frames that you mean as single images")
+        raise MstlError(
+            f"{name}: this DICOM file holds {header.NumberOfFrames} frames; export the frames that you mean as single images"
+        )
     meaning = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if pixels.ndim == 3:
         return to_eight_bits(convert_color_space(pixels, meaning, "RGB") if meaning.startswith("YBR") else pixels)
@@ -102,7 +114,9 @@ def dicom_pixels(data: bytes, name: str) -> np.ndarray:
     if header.get("VOILUTSequence"):
         table = np.asarray(header.VOILUTSequence[0].LUTData)
         values = np.asarray(apply_voi_lut(np.rint(values).astype(np.int64), header, prefer_lut=True), np.float64)
-        shown = _shares_to_eight_bits(values / max(1.0, float(np.max(table)) if table.dtype.kind in "iu" else values.max()))
+        shown = _shares_to_eight_bits(
+            values / max(1.0, float(np.max(table)) if table.dtype.kind in "iu" else values.max())
+        )
     elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
         shown = _shares_to_eight_bits(_windowed(values.astype(np.float64), header))
     else:
@@ -111,7 +125,9 @@ def dicom_pixels(data: bytes, name: str) -> np.ndarray:
 
 
 def _windowed(values: np.ndarray, header) -> np.ndarray:
-    center, width = (float(np.atleast_1d(np.asarray(value, float))[0]) for value in (header.WindowCenter, header.WindowWidth))
+    center, width = (
+        float(np.atleast_1d(np.asarray(value, float))[0]) for value in (header.WindowCenter, header.WindowWidth)
+    )
     function = header.get("VOILUTFunction", "LINEAR")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / max(width, 1e-9), -700, 700)))

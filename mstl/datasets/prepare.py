@@ -42,8 +42,18 @@ class Job:
     make: Callable[[int, int], list[Picture]]
 
 
-def prepare(card: Card, jobs: Sequence[Job], folder: Path, size: int, *, with_masks: bool = False, with_boxes: bool = False,
-            provenance: dict | None = None, workers: int | None = None, progress: bool = True) -> None:
+def prepare(
+    card: Card,
+    jobs: Sequence[Job],
+    folder: Path,
+    size: int,
+    *,
+    with_masks: bool = False,
+    with_boxes: bool = False,
+    provenance: dict | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
     """Makes the set of `jobs` in `folder`. The rows are sorted by id, so the bytes do not depend on `workers`.
 
     Raises MstlError for an empty class, a label that the card does not know, an id that occurs twice, an image that does
@@ -58,8 +68,10 @@ def prepare(card: Card, jobs: Sequence[Job], folder: Path, size: int, *, with_ma
     boxes: list[tuple] = []
     extras: list[dict] = [{} for _ in rows]
     with writing(folder, card.name) as aside:
-        with (_pixel_file(aside / "images.npy", (len(rows), size, size, card.channels)) as put,
-              _pixel_file(aside / "masks.npy", (len(rows), size, size) if with_masks else None) as put_mask):
+        with (
+            _pixel_file(aside / "images.npy", (len(rows), size, size, card.channels)) as put,
+            _pixel_file(aside / "masks.npy", (len(rows), size, size) if with_masks else None) as put_mask,
+        ):
 
             def run(number: int) -> int:
                 pictures = jobs[number].make(size, card.channels)
@@ -73,8 +85,18 @@ def prepare(card: Card, jobs: Sequence[Job], folder: Path, size: int, *, with_ma
                 return len(pictures)
 
             _run_all(run, len(jobs), len(rows), card.name, workers, progress)
-        write_tables(_described(card, [rows[i] for i in order], [extras[i] for i in order], aside,
-                                sorted(boxes) if with_boxes else None, with_masks, provenance or {}), aside)
+        write_tables(
+            _described(
+                card,
+                [rows[i] for i in order],
+                [extras[i] for i in order],
+                aside,
+                sorted(boxes) if with_boxes else None,
+                with_masks,
+                provenance or {},
+            ),
+            aside,
+        )
 
 
 def _check_rows(card: Card, rows: list[Row]) -> None:
@@ -82,29 +104,43 @@ def _check_rows(card: Card, rows: list[Row]) -> None:
     seen: set[str] = set()
     for row in rows:
         if row.label not in counts:
-            raise MstlError(f"{card.name}: the image {row.id} has the class {row.label!r}, which is none of {', '.join(card.classes)}")
+            raise MstlError(
+                f"{card.name}: the image {row.id} has the class {row.label!r}, which is none of {', '.join(card.classes)}"
+            )
         if row.id in seen:
             raise MstlError(f"{card.name}: two images have the id {row.id!r}; rename one of the files")
         seen.add(row.id)
         counts[row.label] += 1
     empty = [name for name, count in counts.items() if count == 0]
     if empty:
-        raise MstlError(f"{card.name}: the class {empty[0]!r} has no image; check that the archive or folder is complete and laid out as published")
+        raise MstlError(
+            f"{card.name}: the class {empty[0]!r} has no image; "
+            "check that the archive or folder is complete and laid out as published"
+        )
 
 
 def _run_all(run: Callable[[int], int], jobs: int, images: int, name: str, workers: int | None, progress: bool) -> None:
     from tqdm import tqdm
 
     workers = workers or available_cores()
-    with tqdm(total=images, desc=f"preparing {name}", unit="image", mininterval=0.5, file=sys.stderr, leave=False,
-              disable=None if progress else True) as bar:
+    with tqdm(
+        total=images,
+        desc=f"preparing {name}",
+        unit="image",
+        mininterval=0.5,
+        file=sys.stderr,
+        leave=False,
+        disable=None if progress else True,
+    ) as bar:
         if workers == 1:
             for number in range(jobs):
                 bar.update(run(number))
             return
         pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
         try:
-            for future in [pool.submit(run, number) for number in range(jobs)]:  # in order: the first bad image is the one reported
+            for future in [
+                pool.submit(run, number) for number in range(jobs)
+            ]:  # in order: the first bad image is the one reported
                 bar.update(future.result())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -137,18 +173,36 @@ def _pixel_file(path: Path, shape: tuple[int, ...] | None) -> Iterator[Callable[
         yield put
 
 
-def _described(card: Card, rows: list[Row], extras: list[dict], aside: Path, boxes: list[tuple] | None, masks: bool,
-               provenance: dict) -> ImageSet:
+def _described(
+    card: Card,
+    rows: list[Row],
+    extras: list[dict],
+    aside: Path,
+    boxes: list[tuple] | None,
+    masks: bool,
+    provenance: dict,
+) -> ImageSet:
     def column(key: str) -> list[str]:
         return [getattr(row, key) for row in rows]
 
     return ImageSet(
-        name=card.name, card=card, classes=card.classes, provenance=provenance,
+        name=card.name,
+        card=card,
+        classes=card.classes,
+        provenance=provenance,
         images=np.load(aside / "images.npy", mmap_mode="r", allow_pickle=False),
         masks=np.load(aside / "masks.npy", mmap_mode="r", allow_pickle=False) if masks else None,
         labels=np.array([card.classes.index(row.label) for row in rows]),
-        groups=column("group"), centers=column("center"), ids=column("id"), splits=column("split"),
-        views=column("view") if any(column("view")) else None, cases=column("case") if any(column("case")) else None,
+        groups=column("group"),
+        centers=column("center"),
+        ids=column("id"),
+        splits=column("split"),
+        views=column("view") if any(column("view")) else None,
+        cases=column("case") if any(column("case")) else None,
         extra=pd.DataFrame(extras) if any(extras) else None,
-        boxes=None if boxes is None else pd.DataFrame(boxes, columns=BOXES).astype(
-            {"image": np.int64, "class": str, **dict.fromkeys(BOXES[2:], float)}))
+        boxes=None
+        if boxes is None
+        else pd.DataFrame(boxes, columns=BOXES).astype(
+            {"image": np.int64, "class": str, **dict.fromkeys(BOXES[2:], float)}
+        ),
+    )
