@@ -122,7 +122,7 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
         ], environment, lock)
     if code:
         print(f"mstl: study {study.name} did not finish; mend what failed, and the same command continues.", file=sys.stderr)
-        return 130 if code in (130, -2) else 1
+        return 1
     if all(planning.finished(study, run) for run in runs):
         print(f"Study {study.name} is finished ({time.monotonic() - began:.0f} s). Next: mstl book {given.study}")
     return 0
@@ -131,11 +131,16 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
 def _call(command: list[str], environment: dict[str, str], lock) -> int:
     """Run a command that inherits the lock; on Ctrl-C wait until it has ended its own jobs."""
     process = subprocess.Popen(command, env=environment, **({} if os.name == "nt" else {"pass_fds": [lock.fileno()]}))
+    interrupted = False
     while True:
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:
-            continue  # Snakemake got it as well
+            interrupted = True  # Snakemake got it as well
+            continue
+        if interrupted:
+            raise KeyboardInterrupt
+        return code
 
 
 def _profile(path: Path) -> list[str]:

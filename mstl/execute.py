@@ -28,6 +28,7 @@ from mstl.study import RECORD, THREADS
 #: Set by `mstl run` to "process@host": a run whose study was killed ends itself.
 OWNER = "MSTL_OWNER"
 KERNEL = "mstl"
+INTERRUPTED = "was interrupted"
 
 
 def execute(stage: str, out: str, parameters: Mapping[str, Any]) -> Path:
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{given.stage} was interrupted: start it again to continue.", file=sys.stderr)
-        return 130
+        print(f"{given.stage} {INTERRUPTED}: start it again to continue.", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: the kernel goes with this process, and papermill's tasks would complain
     return 0
 
 
@@ -92,17 +93,28 @@ def _papermill(template: Path, notebook: Path, parameters: dict[str, Any], stage
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    try:
+    def once() -> None:
         papermill.execute_notebook(template, notebook, parameters, kernel_name=KERNEL, language="python", progress_bar=False,
                                    cwd=_existing(paths.home()), start_timeout=120)
+
+    try:
+        try:
+            once()
+        except DeadKernelError:
+            raise
+        except RuntimeError as error:  # two kernels that started at once may have taken the same port
+            print(f"{stage}: the kernel did not start ({error}); trying once more.", file=sys.stderr)
+            once()
     except PapermillExecutionError as error:
         if error.ename == MstlError.__name__:
             raise MstlError(error.evalue) from None
-        raise MstlError(f"{error.ename}: {' '.join(str(error.evalue).split()) or 'no message'} (cell {error.exec_count} of "
+        raise MstlError(f"{error.ename}: {' '.join(str(error.evalue).split()) or 'no message'} (cell [{error.exec_count}] of "
                         f"{stage}): read {notebook}.") from error
     except DeadKernelError as error:
-        raise MstlError(f"The kernel of {stage} died, most likely because memory ran out: close other programs, use fewer --jobs or a "
+        raise MstlError(f"The kernel of {stage} died, because it was stopped or memory ran out: close other programs, use fewer --jobs or a "
                         f"smaller batch_size, and start it again (what ran is in {notebook}).") from error
+    except RuntimeError as error:
+        raise MstlError(f"The kernel of {stage} did not start ({error}): see whether `{sys.executable} -m ipykernel --version` works.") from error
     except OSError as error:
         raise MstlError(f"{stage} could not write {notebook} ({error.strerror or error}): make room there and start it again.") from error
 
@@ -120,7 +132,9 @@ def _prepare(work: Path) -> None:
                 left.unlink()
         kernel = work / "kernels" / KERNEL / "kernel.json"
         kernel.parent.mkdir(parents=True)
-        kernel.write_text(json.dumps(get_kernel_dict()), encoding="utf-8")
+        # its complaint about sockets without encryption would stand in every log
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=ERROR"]
+        kernel.write_text(json.dumps(get_kernel_dict() | {"argv": command}), encoding="utf-8")
     except OSError as error:
         raise MstlError(f"The run could not write to {work} ({error.strerror or error}): make room there and start it again.") from error
     os.environ["JUPYTER_PATH"] = os.pathsep.join(p for p in (str(work), os.environ.get("JUPYTER_PATH")) if p)

@@ -54,6 +54,8 @@ class LogHandler(LogHandlerBase):
         log = run / "work" / "log.txt"
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
         said = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
+        if " was interrupted: " in said:  # by the keyboard: every job says so
+            return
         notebook = (run / "work" / "notebook.ipynb").resolve()
         self._line(f"{run} failed: {said}")
         self._line(f"  read {notebook if notebook.is_file() else log.resolve()}")
