@@ -31,6 +31,8 @@ from mstl.errors import MstlError
 #: The stages whose executed notebook the book shows, with the title of the page that stands in where a study has no such run.
 STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage",
           "60_comparison": "Comparison"}
+#: A page whose notebook is another page's template has a title of its own.
+TITLES = {"60_comparison": "The comparison of this study", "reference": "The comparison of the reference study, recomputed"}
 _GLUE_PREFIX = "application/papermill.record/"
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^.*\r(?!\n)", re.MULTILINE)
 
@@ -142,6 +144,8 @@ def _copy_notebook(path: Path, executed: Path, page: str) -> None:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             heading = _last_sentence(text) or heading
+            if text.startswith("# ") and page in TITLES:
+                cell["source"] = f"# {TITLES[page]}\n" + text.partition("\n")[2]
             continue
         if cell["cell_type"] != "code":
             continue
