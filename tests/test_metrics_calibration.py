@@ -66,6 +66,8 @@ def test_risks_of_0_and_1_are_drawn_in_and_counted():
     y, p = calibrated(np.random.default_rng(4))
     p = p.copy()
     p[:3] = [0, 1, 0]
+    certain = calibration.calibration_line(y, y.astype(float))
+    assert certain.in_the_large is None and certain.slope is None and "undetermined" in certain.note
     assert "3 risks" in calibration.calibration_line(y, p).note
 
 

@@ -36,7 +36,7 @@ def test_delong_never_gives_nan_nor_an_interval_without_width_and_ignores_monoto
     assert np.isfinite(values).all() and 0 <= d.low < d.high <= 1 and 0 <= d.low_logit < d.high_logit <= 1
     assert roc.delong(y, np.exp(s / 2.0)).variance == pytest.approx(d.variance)
     test = roc.delong_test(y, s, np.exp(s / 2.0))
-    assert (test.statistic, test.p_value, test.difference) == (0.0, 1.0, 0.0)
+    assert (test.statistic, test.p_value, test.difference, test.low, test.high) == (0.0, 1.0, 0.0, 0.0, 0.0)
 
 
 def test_delong_equals_the_definition_by_pairs():
@@ -121,12 +121,13 @@ def test_two_models_that_separate_perfectly_do_not_differ():
     y = np.repeat([0, 1], 10)
     t = roc.delong_test(y, np.arange(20.0), np.r_[np.arange(10.0)[::-1], 10 + np.arange(10.0)[::-1]])
     assert (t.statistic, t.p_value) == (0.0, 1.0)
+    assert t.low is None and t.standard_error is None and "interval does not exist" in t.note
 
 
 def test_a_difference_without_variance_has_no_test_and_says_so():
     y = np.repeat([0, 1], 10)
     t = roc.delong_test(y, np.arange(20.0), np.zeros(20))
-    assert t.difference == 0.5 and t.statistic is None and t.p_value is None and "does not exist" in t.note
+    assert t.difference == 0.5 and t.statistic is None and t.p_value is None and "not exist" in t.note
 
 
 def test_one_class_is_an_error_that_says_what_to_add():
@@ -281,6 +282,6 @@ def test_a_million_images_take_about_a_second():
     rng = np.random.default_rng(16)
     y = rng.random(1_000_000) < 0.3
     s = rng.normal(size=1_000_000) + y
-    start = time.perf_counter()
+    start = time.process_time()
     roc.delong(y, s)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

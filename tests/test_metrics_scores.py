@@ -111,3 +111,10 @@ def test_the_bootstrap_interval_of_f1_covers_near_its_level():
 def test_a_label_outside_the_classes_is_named_with_its_row():
     with pytest.raises(MstlError, match="row 1"):
         scores.accuracy([0, 1], [0, 7], classes=[0, 1])
+
+
+def test_a_perfect_model_on_few_patients_has_the_wilson_interval_over_patients():
+    y = np.repeat([0, 1], 20)
+    result = scores.recall(y, y, groups=np.repeat(np.arange(10), 4))
+    assert result.estimate == 1 and result.high == 1 and result.low == pytest.approx(scores.recall(np.ones(5), np.ones(5)).low)
+    assert scores.f1(y, y).low is None and "no interval" in scores.f1(y, y).note

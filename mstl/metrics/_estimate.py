@@ -67,17 +67,20 @@ class Bootstrap:
     p_value: float | None
     n_undefined: int
     note: str = ""
+    constant: bool = False  # every resample gave the estimate itself
 
 
 #: Share of resamples in which a statistic may be undefined before its interval is withheld.
 UNDEFINED_ALLOWED = 0.05
 
 
-def summarise(estimate: float, values: np.ndarray, level: float, *, null: float = 0.0, acceleration: float | None = None) -> Bootstrap:
+def summarise(estimate: float, values: np.ndarray, level: float, *, null: float = 0.0, acceleration: float | None = None,
+              identical: bool = False) -> Bootstrap:
     """Interval, standard error and two-sided p-value (against ``null``) from resampled ``values`` (R,), NaN where undefined.
 
     ``acceleration=None`` gives the percentile interval, a number the bias-corrected and accelerated one (Efron 1987). The
-    p-value inverts the same interval, so that both always agree, and is never below 1 / (R + 1).
+    p-value inverts the same interval, so that both always agree, and is never below 1 / (R + 1). Where no resample differs from the
+    estimate (an AUC of 1) the bootstrap has no interval; only of ``identical`` models is the interval of the difference [0, 0].
     """
     kept = values[np.isfinite(values)]
     undefined = len(values) - len(kept)
@@ -85,10 +88,10 @@ def summarise(estimate: float, values: np.ndarray, level: float, *, null: float 
         return Bootstrap(None, None, None, None, undefined, f"undefined in {undefined} of {len(values)} resamples, so no interval is given")
     error = float(np.std(kept, ddof=1))
     if np.ptp(kept) <= 1e-12 * max(1.0, abs(estimate)):
-        same = abs(estimate - null) <= 1e-12
-        note = "no resample differs from the estimate"
-        return Bootstrap(float(estimate), float(estimate), 0.0, 1.0 if same else None, undefined,
-                         note if same else note + ", so neither a standard error nor a p-value exists")
+        p = 1.0 if abs(estimate - null) <= 1e-12 else None
+        if identical:
+            return Bootstrap(float(estimate), float(estimate), 0.0, p, undefined, "the models are identical here", True)
+        return Bootstrap(None, None, None, p, undefined, "no resample differs from the estimate, so the bootstrap has no interval", True)
     shift, skew, note = 0.0, 0.0, ""
     if acceleration is not None:
         below = (np.count_nonzero(kept < estimate) + 0.5 * np.count_nonzero(kept == estimate)) / len(kept)

@@ -47,9 +47,9 @@ class CalibrationLine:
     intercept: float | None
     intercept_low: float | None
     intercept_high: float | None
-    in_the_large: float
-    in_the_large_low: float
-    in_the_large_high: float
+    in_the_large: float | None
+    in_the_large_low: float | None
+    in_the_large_high: float | None
     mean_risk: float
     prevalence: float
     level: float
@@ -64,8 +64,9 @@ def calibration_line(y_true, risk, *, groups=None, level: float = 0.95) -> Calib
     _check.both_classes(y, "a calibration line")
     level = _check.fraction(level)
     code, n_groups = (None, None) if groups is None else _check.codes(groups, len(y))
-    x, note = _logit(p)
+    x, _ = _logit(p)
     large = calibration_in_the_large(y, p, groups=groups, level=level)
+    note = large.note
     line = [None] * 6
     if np.ptp(x) == 0:
         note = joined("every risk is the same, so no slope exists", note)
@@ -85,6 +86,9 @@ def calibration_in_the_large(y_true, risk, *, groups=None, level: float = 0.95) 
     _check.both_classes(y, "calibration-in-the-large")
     code, n_groups = (None, None) if groups is None else _check.codes(groups, len(y))
     x, note = _logit(p)
+    if np.sum(p * (1 - p)) < 0.01:  # the fit would know the intercept to ±20 logits
+        note = joined("every risk lies so near 0 or 1 that calibration-in-the-large is undetermined", note)
+        return Estimate("calibration in the large", None, None, None, level, len(y), "none", n_groups, note)
     (value,), covariance = _logistic(np.ones((len(x), 1)), y, x, code, n_groups)
     half = quantile_z(_check.fraction(level)) * float(np.sqrt(covariance[0, 0]))
     return Estimate("calibration in the large", float(value), float(value) - half, float(value) + half, level, len(y), "wald", n_groups, note)

@@ -107,7 +107,7 @@ def false_positives_saved(y_true, called_a, called_b, *, prevalence: float | Non
     rate = _resample.WeightedMean.of((b.astype(float) - a)[~y], code[~y], n_groups)
     stratum = _resample.strata(y, code, n_groups)
     blocks = [rate.under(w) for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))]
-    boot = summarise(scale * rate.value(), scale * np.concatenate(blocks), _check.fraction(level))
+    boot = summarise(scale * rate.value(), scale * np.concatenate(blocks), _check.fraction(level), identical=np.array_equal(a, b))
     return Estimate(f"false positives saved per {per}", scale * rate.value(), boot.low, boot.high, level, len(y), "percentile",
                     None if groups is None else n_groups, boot.note)
 

@@ -107,12 +107,13 @@ def chain_difference(y_true, score_a, score_b, *, seed=None, fold=None, group=No
     b = design.prepared("score_b", metric, threshold_b)
     at_a, at_b = np.array([m.value() for m in a]), np.array([m.value() for m in b])
     design.require_defined(metric, at_a + at_b)
-    boot, share = design.bootstrap([(a, 1.0), (b, -1.0)], at_a - at_b, _check.fraction(level), n_resamples, random_seed, (-2.0, 2.0) if metric in _SIGNED else (-1.0, 1.0))
+    boot, share = design.bootstrap([(a, 1.0), (b, -1.0)], at_a - at_b, _check.fraction(level), n_resamples, random_seed,
+                                   (-2.0, 2.0) if metric in _SIGNED else (-1.0, 1.0), identical=np.array_equal(score_a, score_b) and np.array_equal(threshold_a, threshold_b))
     error = boot.standard_error
     cells = design.cells.assign(a=at_a, b=at_b, difference=at_a - at_b)
     return ChainDifference(
         metric=metric, difference=float(np.mean(at_a - at_b)), low=boot.low, high=boot.high, p_value=boot.p_value, standard_error=error,
-        detectable=None if error is None else float((quantile_z(level) + norm.ppf(0.8)) * error), level=level,
+        detectable=None if not error else float((quantile_z(level) + norm.ppf(0.8)) * error), level=level,
         mean_a=float(at_a.mean()), mean_b=float(at_b.mean()), sd_chains=design.sd_chains(at_a - at_b), chain_share=share, n_resamples=n_resamples,
         n_undefined=boot.n_undefined, cells=cells, note=joined(design.note, boot.note), **design.counts)
 
@@ -250,7 +251,7 @@ class _Design:
         return values
 
     def bootstrap(self, parts: list[tuple[list, float]], at: np.ndarray, level: float, n_resamples: int, random_seed: int,
-                  bounds: tuple[float, float]) -> tuple[Bootstrap, float | None]:
+                  bounds: tuple[float, float], identical: bool = False) -> tuple[Bootstrap, float | None]:
         """Mean over chains and folds of Σ sign · metric, resampled, and the share of its variance that comes from chains."""
         n_resamples = _check.resamples(n_resamples)
         rng = np.random.default_rng(random_seed)
@@ -273,7 +274,7 @@ class _Design:
         images = float(np.nanvar(values, ddof=1)) if np.isfinite(values).any() else 0.0
         if between > 0:
             values = values + np.sqrt(between) * rng.standard_t(n_chains - 1, size=n_resamples)
-        boot = summarise(float(at.mean()), np.clip(values, *bounds), level)
+        boot = summarise(float(at.mean()), np.clip(values, *bounds), level, identical=identical)
         if boot.standard_error is not None:
             boot = replace(boot, standard_error=float(np.sqrt(images + between)))
         share = between / (images + between) if n_chains > 1 and images + between > 0 else None
@@ -342,7 +343,8 @@ def bootstrap_difference(metric: str | Callable, y_true, score_a, score_b, *, gr
     rng = np.random.default_rng(seed)
     values = np.concatenate([one.under(w) - two.under(w) for w in _resample.weights(stratum, n_resamples, rng, len(y))])
     skew = acceleration(one.left_out() - two.left_out(), stratum) if method == "bca" else None
-    boot = summarise(at_a - at_b, values, level, acceleration=skew)
+    same = np.array_equal(a, b) and (threshold_b is None or np.array_equal(threshold_a, threshold_b))
+    boot = summarise(at_a - at_b, values, level, acceleration=skew, identical=same)
     return BootstrapDifference(name, at_a, at_b, at_a - at_b, boot.low, boot.high, boot.standard_error, boot.p_value, level, method, len(y),
                                None if groups is None else n_groups, n_resamples, boot.n_undefined, boot.note)
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import rankdata
 
 from mstl.errors import MstlError
 from mstl.metrics import _check, _resample
-from mstl.metrics._estimate import Estimate, joined, quantile_z, summarise, two_sided, wilson
+from mstl.metrics._estimate import Estimate, joined, quantile_z, summarise, two_sided
 
 _ONE_IMAGE = "DeLong's variance does not exist with one image of a class; compare on at least two of each class"
 _ZERO = 1e-30  # a variance below it is rounding: the least that 10⁶ images can have is 4e-24
@@ -46,16 +46,16 @@ class Delong:
 
 @dataclass(frozen=True)
 class DelongTest:
-    """Two AUCs compared: ``difference`` = a − b with its interval; ``statistic`` and ``p_value`` are None where no test exists."""
+    """Two AUCs compared: ``difference`` = a − b with its interval; what does not exist is None, and ``note`` says why."""
 
     auc_a: float
     auc_b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     statistic: float | None
     p_value: float | None
-    variance: float
+    variance: float | None
     level: float
     paired: bool
     n: int
@@ -63,8 +63,8 @@ class DelongTest:
     note: str = ""
 
     @property
-    def standard_error(self) -> float:
-        return float(np.sqrt(self.variance))
+    def standard_error(self) -> float | None:
+        return None if self.variance is None else float(np.sqrt(self.variance))
 
 
 def auc(y_true, y_score) -> float:
@@ -147,9 +147,11 @@ def delong_test(y_true, score_a, score_b, *, groups=None, paired: bool = True, l
     common = {"level": level, "paired": paired, "n": n, "n_groups": n_groups}
     if variance <= _ZERO:
         same = abs(difference) < 1e-12
-        note = "the two models rank every image alike" if same else "the difference has no variance, so DeLong's test does not exist"
-        return DelongTest(float(areas[0]), float(areas[1]), difference, difference, difference, 0.0 if same else None,
-                          1.0 if same else None, 0.0, note=note, **common)
+        if same and paired and np.array_equal(rankdata(a), rankdata(b)):
+            return DelongTest(float(areas[0]), float(areas[1]), 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, note="the two models rank all images alike", **common)
+        note = f"the difference has no variance, so DeLong's {'interval does' if same else 'test and interval do'} not exist"
+        return DelongTest(float(areas[0]), float(areas[1]), difference, None, None, 0.0 if same else None, 1.0 if same else None, None,
+                          note=note, **common)
     error = np.sqrt(variance)
     z = difference / error
     half = quantile_z(level) * error

@@ -9,13 +9,14 @@ accelerated bootstrap of groups, stratified by the classes that a group holds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from mstl.errors import MstlError
 from mstl.metrics import _check, _resample
-from mstl.metrics._estimate import Bootstrap, Estimate, acceleration, summarise, wilson_of
+from mstl.metrics._estimate import Bootstrap, Estimate, acceleration, summarise, wilson, wilson_of
 
 _ABSENT = {
     "precision": "no image is called positive, so precision does not exist",
@@ -70,9 +71,11 @@ def table(y_true, y_pred, *, metrics: Sequence[str] = ("accuracy", "balanced_acc
             out[metric] = rest[metric] = _resample.WeightedConfusion.of(metric, truth, predicted, code, n_groups, k)
     if rest:
         resampled = _resampled(rest, truth, code, n_groups, level, n_resamples, seed)
-        out.update({m: Estimate(m, rest[m].value(), b.low, b.high, level, n, "bca", None if groups is None else n_groups, b.note)
-                    for m, b in resampled.items()})
-    return out
+        for m, b in resampled.items():
+            out[m] = Estimate(m, rest[m].value(), b.low, b.high, level, n, "bca", None if groups is None else n_groups, b.note)
+            if b.constant and _proportion(m, confusion):
+                out[m] = _agreeing(out[m], _units(m, rest[m].counts))
+    return {metric: out[metric] for metric in metrics}
 
 
 def accuracy(y_true, y_pred, **options) -> Estimate:
@@ -179,6 +182,18 @@ def _proportion(metric: str, confusion: np.ndarray) -> tuple[int, int] | None:
         return None
     (tn, fp), (fn, tp) = confusion.tolist()
     return {"precision": (tp, tp + fp), "recall": (tp, tp + fn), "specificity": (tn, tn + fp), "npv": (tn, tn + fn)}.get(metric)
+
+
+def _units(metric: str, counts: np.ndarray) -> int:
+    """Groups with an image in the denominator of a proportion; ``counts`` (G, K·K)."""
+    return sum(_proportion(metric, c.reshape(int(np.sqrt(c.size)), -1).astype(int))[1] > 0 for c in counts)
+
+
+def _agreeing(result: Estimate, units: int) -> Estimate:
+    """A proportion in which all groups agree: Wilson's interval with groups for images, because the bootstrap has none."""
+    low, high = wilson(round(result.estimate * units), units, result.level)
+    return replace(result, low=min(low, result.estimate), high=max(high, result.estimate), method="wilson over groups",
+                   note="all groups agree, so the interval is Wilson's with groups in place of images")
 
 
 def _absent(metric: str) -> str:
