@@ -236,7 +236,7 @@ def tune(
 
 def predict(model: nn.Module, data: ImageSet, index: np.ndarray | None = None, *, batch_size: int = 256) -> np.ndarray:
     """Class probabilities of the rows ``index`` of ``data`` (default all): float64 (n, C), rows add up to 1."""
-    logits = _forward(model, data, _rows(data, index), batch_size, model)
+    logits = _forward(model, data, _rows(data, index, model.spec), batch_size, model)
     return torch.softmax(logits.double(), dim=1).numpy()
 
 
@@ -244,7 +244,7 @@ def extract_features(
     model: nn.Module, data: ImageSet, index: np.ndarray | None = None, *, batch_size: int = 256
 ) -> np.ndarray:
     """Pooled features before the head of the rows ``index`` of ``data`` (default all): float32 (n, D)."""
-    return _forward(model, data, _rows(data, index), batch_size, lambda x: backbones.features(model, x)).numpy()
+    return _forward(model, data, _rows(data, index, model.spec), batch_size, lambda x: backbones.features(model, x)).numpy()
 
 
 def fit_key(
@@ -600,6 +600,8 @@ def _check_data(model: nn.Module, data: ImageSet, train, val, recipe: Recipe) ->
     spec = model.spec
     if len(train) < 2:
         raise MstlError(f"Training needs at least two images, but the training part has {len(train)}.")
+    if val is not None and len(val) == 0:
+        raise MstlError("The validation part is empty: draw another split, or give val=None to keep the last state.")
     both = np.intersect1d(train, [] if val is None else val)
     if len(both):
         raise MstlError(f"{len(both)} images are in both the training and the validation part, the first is row "
@@ -625,8 +627,12 @@ def _check_images(data: ImageSet, spec: backbones.Spec) -> None:
                         f"image_size={data.images.shape[1]}.")
 
 
-def _rows(data: ImageSet, index) -> np.ndarray:
-    return np.arange(len(data.labels)) if index is None else np.asarray(index, dtype=np.int64)
+def _rows(data: ImageSet, index, spec: backbones.Spec) -> np.ndarray:
+    _check_images(data, spec)
+    rows = np.arange(len(data.labels)) if index is None else np.asarray(index, dtype=np.int64)
+    if len(rows) == 0:
+        raise MstlError("There is no image to predict: the index is empty.")
+    return rows
 
 
 def _is_main() -> bool:

@@ -274,6 +274,7 @@ def test_a_recipe_that_is_not_possible_is_one_sentence(change, words):
     (dict(train=TRAIN, val=VAL[DATA.labels[VAL] == 1]), "validation part has no image of the class 'a'"),
     (dict(train=TRAIN, val=np.arange(48, 72)), "1 images are in both"),
     (dict(train=TRAIN[:1], val=VAL), "at least two images"),
+    (dict(train=TRAIN, val=VAL[:0]), "give val=None"),
     (dict(model=create("test_vit", ["x", "y"], image_size=32, channels=1)), "create the model with data.classes"),
     (dict(model=create("test_vit", DATA.classes, image_size=48, channels=1)), "prepare the data with size=48"),
 ])
@@ -312,6 +313,13 @@ def test_half_precision_without_a_gpu_is_one_sentence():
     with pytest.raises(MstlError, match="needs a GPU"):
         train(recipe=replace(RECIPE, precision="fp16"))
     assert len(train(recipe=replace(RECIPE, epochs=1)).history) == 1, "and the next fit is not disturbed"
+
+
+def test_images_of_another_size_or_none_at_all_are_not_predicted():
+    with pytest.raises(MstlError, match="32×32 pixels but the model was created for 48"):
+        predict(create("test_vit", 2, image_size=48, channels=1), DATA)
+    with pytest.raises(MstlError, match="index is empty"):
+        predict(build(), DATA, VAL[:0])
 
 
 # --- Tuning
