@@ -1,412 +1,1084 @@
-"""Simulated images of every modality of the book, with their truth: classes, groups, centers, masks and boxes.
+"""Phantoms: simulated images of five modalities with their truth (label, patient, center, mask, boxes).
 
-They check the machine, never a claim about patients. Each is drawn from a simple model of how such an image comes about:
+Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random scatterers seen through
+a point-spread function; a mammogram and a chest radiograph are sums of what the ray meets; a brightfield image is a phase object out of
+focus; a fractal is the attractor of a random iterated function system. They check the machine, not any claim about patients.
 
-* ultrasound: complex random scatterers under layered tissue, blurred by a point-spread function that widens with depth, envelope and
-  log compression (fully developed speckle); masses that are dark, with shadow or enhancement behind them;
-* mammogram: tissue with a power spectrum 1/f^3 (Burgess 2001), masses with soft borders and radiating spicules;
-* chest: body, lungs, heart, diaphragm, spine, clavicles and ribs as a sum of attenuations; pneumonia as patchy opacities inside a lung;
-* cells: brightfield cells of several lines that differ in shape, size, granularity, density and halo;
-* fractals: attractors of random iterated function systems (formula-driven pre-training, Kataoka et al. 2022).
-
-Images of one group share their anatomy (patient) or their field (well), and two centers differ in contrast, noise and blur.
+Classes are the same for every seed (line 3 is always the same line), so that two sets of different seeds are two samples of one world.
+Whatever belongs to a patient is drawn from one stream of random numbers and whatever belongs to a single exposure from another; neither
+knows the number of workers, so the bytes follow from the arguments of `make` alone.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+from scipy import fft, ndimage
+from scipy.special import expit
 
-from mstl.errors import MstlError
-
-from .catalog import card
+from ..errors import MstlError
+from .catalog import card, nearest
 from .imageset import BOXES, ImageSet
 
-CENTERS = ("A", "B")
-_CLASSES = {"ultrasound": ("normal", "benign", "malignant"), "mammogram": ("normal", "lesion"), "chest": ("normal", "pneumonia")}
-_CODE = {"ultrasound": 1, "mammogram": 2, "chest": 3, "cells": 4, "fractals": 5}
+CENTERS = ("A", "B")  # B: an older machine: more noise, more blur, another contrast
+SIZES = (32, 512)
+MAX_CLASSES = {"cells": 30, "fractals": 1000}
 
 
-class Drawing(NamedTuple):
-    """One image: ``pixels`` float (S, S) or (S, S, 3) in 0..1, and the truth ``mask`` bool (S, S) or None."""
+def make(
+    kind: str,
+    *,
+    n: int,
+    size: int,
+    seed: int = 0,
+    difficulty: float = 0.5,
+    n_classes: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> ImageSet:
+    """`n` simulated images of `size` × `size` pixels.
 
-    pixels: np.ndarray
-    mask: np.ndarray | None = None
+    kind        "ultrasound" (normal, benign, malignant), "mammogram" (normal, lesion), "chest" (normal, pneumonia), "cells" or "fractals"
+    n           images, at least two a class; classes are balanced up to rounding, and so are the centers "A" and "B" within each class
+    size        side in pixels, 32 to 512
+    difficulty  0 (plain to see) to 1 (near the limit of what can be seen): contrast and size of what makes a class, its overlap with
+                the other classes, and noise
+    n_classes   of cells (2 to 30, default 6) and fractals (2 to 1000, default 10) only
+    workers     threads; default: the cores of this process. The bytes do not depend on it
 
-
-def make(kind: str, *, n: int, size: int, seed: int = 0, difficulty: float = 0.5, n_classes: int | None = None,
-         workers: int | None = None, progress: bool = False) -> ImageSet:
-    """``n`` simulated images of ``size`` × ``size`` pixels; the same bytes whatever the number of ``workers``.
-
-    ``kind``: ultrasound, mammogram, chest, cells, fractals. ``difficulty`` 0 (easy) to 1 (hard) lowers the contrast of what tells the
-    classes apart. ``n_classes`` is for cells (2–40 lines) and fractals (2–1000 systems). Classes and centers are balanced up to
-    rounding; groups hold one to four images of one class and center (fractals: one image each).
+    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images that share their anatomy,
+    their class and their center. Masks and boxes (ultrasound, mammogram, chest) are in pixels, a box being x0 ≤ x < x1, y0 ≤ y < y1.
+    `extra` has `subtype` (what was drawn) and `conspicuity` (its contrast on a scale of its kind; 0 where nothing was).
+    Raises MstlError for an argument out of range.
     """
-    classes = _checked(kind, n, size, difficulty, n_classes)
-    plan = _plan(kind, n, len(classes), seed)
-    jobs = [(kind, size, seed, difficulty, row.label, row.group, row.center, row.member) for row in plan.itertuples()]
-    drawings = _drawn(jobs, workers, progress, kind)
-    channels = 3 if kind == "fractals" else 1
-    images = np.stack([_bytes(d.pixels) for d in drawings]).reshape(n, size, size, channels)
-    masks = None if drawings[0].mask is None else np.stack([d.mask for d in drawings]).astype(np.uint8)
-    names = np.asarray(classes)
-    entry = replace(card(f"phantom-{kind}"), classes=classes)
+    classes = _checked(kind, n, size, seed, difficulty, n_classes)
+    model = MODELS[kind]
+    draw = model.draw
+    scenes = _scenes(kind, classes, n, size, seed, float(difficulty))
+    rows = np.cumsum([0] + [scene.count for scene in scenes])
+    images = np.empty((n, size, size, model.channels), np.uint8)
+    masks = np.zeros((n, size, size), np.uint8) if model.masks else None
+    subtypes, conspicuity = np.empty(n, object), np.zeros(n)
+
+    def fill(number: int) -> None:
+        scene = scenes[number]
+        for row, shot in zip(range(rows[number], rows[number + 1]), draw(scene)):
+            images[row] = _to_bytes(shot.image, scene.factor)
+            subtypes[row], conspicuity[row] = shot.subtype, round(float(shot.conspicuity), 4)
+            if masks is not None and shot.mask is not None:
+                masks[row] = _reduced_mask(shot.mask, scene.factor)
+
+    _run(fill, len(scenes), _workers(workers), f"simulating {kind}" if progress else None)
+    repeated = [scene for scene in scenes for _ in range(scene.count)]
+    labels = np.array([scene.label for scene in repeated])
     return ImageSet(
-        name=f"phantom-{kind}", images=images, labels=plan["label"].to_numpy(), classes=classes,
-        groups=np.array([f"{kind}-g{g:05d}" for g in plan["group"]]), centers=np.array([CENTERS[c] for c in plan["center"]]),
-        ids=np.array([f"{kind}-{i:06d}" for i in range(n)]), splits=np.array([""] * n), card=entry, masks=masks,
-        boxes=None if masks is None else _boxes(masks, names[plan["label"]]))
+        name=f"phantom-{kind}",
+        images=images,
+        labels=labels,
+        classes=classes,
+        groups=np.array([f"{model.group}-{scene.number:05d}" for scene in repeated]),
+        centers=np.array([CENTERS[scene.center] for scene in repeated]),
+        ids=np.array([f"{kind}-{row:06d}" for row in range(n)]),
+        splits=np.full(n, ""),
+        masks=masks,
+        boxes=None if masks is None else _boxes(masks, labels, classes),
+        extra=pd.DataFrame({"subtype": subtypes.astype(str), "conspicuity": conspicuity}),
+        card=dataclasses.replace(card(f"phantom-{kind}"), classes=classes, channels=model.channels),
+    )
 
 
-def power_law(rng: np.random.Generator, size: int, beta: float) -> np.ndarray:
-    """A random field (size, size) whose power spectrum falls as 1/f^beta; mean 0, standard deviation 1."""
-    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
-    f[0, 0] = np.inf
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * f ** (-beta / 2), s=(size, size))
-    return (field - field.mean()) / field.std()
+# --- arguments, patients, threads ---------------------------------------------------------------------------------------
 
 
-def speckle(rng: np.random.Generator, echo: np.ndarray, *, axial: float, lateral: tuple[float, float]) -> np.ndarray:
-    """The envelope of fully developed speckle under a map of scatterer strength ``echo`` (S, S) ≥ 0.
-
-    Complex Gaussian scatterers, blurred by a Gaussian point-spread function of width ``axial`` (pixels) along the beam and from
-    ``lateral[0]`` at the surface to ``lateral[1]`` at the bottom across it. Where ``echo`` is even, the envelope is Rayleigh
-    distributed (mean / SD = 1.91).
-    """
-    size = len(echo)
-    scatterers = (rng.standard_normal((2, size, size)) * np.sqrt(echo)).astype(np.float32)
-    scatterers = ndimage.gaussian_filter1d(scatterers, axial, axis=1)
-    near, far = (ndimage.gaussian_filter1d(scatterers, width, axis=2) * np.sqrt(width) for width in lateral)
-    depth = np.linspace(0, 1, size)[:, None]
-    return np.hypot(*(near * np.sqrt(1 - depth) + far * np.sqrt(depth)))
-
-
-# ------------------------------------------------------------------------------------------------------------ ultrasound
-
-def _ultrasound(size: int, label: int, center: int, difficulty: float, patient: np.random.Generator, image: np.random.Generator) -> Drawing:
-    z, x = _grid(size)
-    wave = _waves(patient, x[0], 4)
-    skin, fat, gland = 0.05 + 0.008 * wave[0], patient.uniform(0.20, 0.34) + 0.035 * wave[1], patient.uniform(0.70, 0.82) + 0.035 * wave[2]
-    sheets = ndimage.gaussian_filter(power_law(patient, size, 1.6), (0.3, size / 20))  # septa and fibres run along the skin
-    sheets /= sheets.std()
-    lobules = power_law(patient, size, 2.4)
-    echo = np.where(z < skin, 3.0, np.where(z < fat, -15 + 3.5 * sheets + 2 * lobules, np.where(z < gland, -4 + 3.0 * lobules + 1.5 * sheets, -15.0)))  # dB
-    echo = np.where(z >= gland, echo + 5.5 * np.sin(2 * np.pi * (z * 22 + 1.0 * wave[3])) + 2 * sheets, echo)
-    echo += 11 * np.exp(-(((z - fat) / 0.011) ** 2)) * (0.6 + 0.4 * wave[3]) + 14 * np.exp(-(((z - gland) / 0.012) ** 2))
-    mask = np.zeros((size, size), bool)
-    if label:
-        mask, echo = _mass(label, difficulty, echo, z, x, patient, image)
-    envelope = speckle(image, 10 ** (echo / 10), axial=size * 0.004 + 0.2, lateral=(size * 0.005 + 0.3, size * 0.013 + 0.4))
-    span = (46, 54)[center] * image.uniform(0.95, 1.05)  # dynamic range, dB
-    decibel = 20 * np.log10(envelope / np.quantile(envelope, 0.99) + 1e-6) - (8, 3)[center] * z
-    pixels = np.clip(1 + decibel / span, 0, 1) ** (1.7, 1.4)[center]
-    pixels = pixels + image.normal(0, (0.01, 0.025)[center], pixels.shape)
-    return Drawing(ndimage.gaussian_filter(pixels, (0.3, 0.5)[center]), mask)
+def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_classes: int | None) -> tuple[str, ...]:
+    if kind not in MODELS:
+        raise MstlError(f"there is no phantom {kind!r}{nearest(kind, MODELS)}; the kinds are {', '.join(MODELS)}")
+    for name, value in (("n", n), ("size", size), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise MstlError(f"phantom {kind}: {name} must be a whole number, not {value!r}")
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise MstlError(f"phantom {kind}: size must lie between {SIZES[0]} and {SIZES[1]} pixels, not {size}")
+    if seed < 0:
+        raise MstlError(f"phantom {kind}: seed must be 0 or more, not {seed}")
+    if isinstance(difficulty, bool) or not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
+        raise MstlError(f"phantom {kind}: difficulty must lie between 0 (easy) and 1 (hard), not {difficulty!r}")
+    fixed = MODELS[kind].classes
+    if fixed and n_classes not in (None, len(fixed)):
+        raise MstlError(f"phantom {kind} has the {len(fixed)} classes {', '.join(fixed)}; leave n_classes out")
+    count = len(fixed) or (MODELS[kind].n_classes if n_classes is None else n_classes)
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or (not fixed and not 2 <= count <= MAX_CLASSES[kind]):
+        raise MstlError(f"phantom {kind}: n_classes must lie between 2 and {MAX_CLASSES[kind]}, not {count!r}")
+    if n < 2 * count:
+        raise MstlError(
+            f"phantom {kind}: n = {n} is too small for {count} classes in two centers; ask for at least {2 * count} images"
+        )
+    return fixed or tuple(f"{MODELS[kind].word}-{k + 1:0{len(str(count)) if count > 99 else 2}d}" for k in range(count))
 
 
-def _mass(label, difficulty, echo, z, x, patient, image):
-    """A hypoechoic mass: benign is oval, smooth and wide, with enhancement behind it; malignant is tall, irregular, with shadow."""
-    malignant = label == 2
-    sharp = 1 - difficulty  # how typical the signs are
-    radius = patient.uniform(0.10, 0.17)
-    ratio = np.exp(patient.normal((-0.15 - 0.30 * sharp, 0.0 + 0.22 * sharp)[malignant], 0.16))  # height over width
-    cz, cx = patient.uniform(0.40, 0.56) + image.normal(0, 0.012), patient.uniform(0.3, 0.7) + image.normal(0, 0.02)
-    dz, dx = (z - cz) / np.sqrt(ratio), (x - cx) * np.sqrt(ratio)
-    angle = np.arctan2(dz, dx)
-    rough = (0.04, 0.05 + 0.20 * sharp)[malignant]
-    outline = sum(patient.normal(0, rough / k**0.6) * np.cos(k * angle + patient.uniform(0, 2 * np.pi)) for k in range(2, 9))
-    if malignant:
-        spikes = int(patient.integers(5, 12))
-        outline = outline + 0.30 * sharp * np.maximum(0, np.cos(spikes * angle + patient.uniform(0, 6))) ** 6
-    distance = np.hypot(dz, dx) / (radius * np.clip(1 + outline, 0.4, None))
-    inside = 1 / (1 + np.exp((distance - 1) / (0.04, 0.13)[malignant] * 2.2))
-    darker = (19, 23)[malignant] - 7 * difficulty + patient.normal(0, 2)  # dB below the tissue
-    echo = echo - darker * inside + 2.0 * power_law(image, len(z), 2.0) * inside
-    if not malignant:
-        echo = echo + 7 * sharp * np.exp(-(((distance - 1.06) / 0.07) ** 2)) * np.abs(np.sin(angle))  # thin capsule, seen where the beam meets it
-    width = radius * (0.8, 0.95)[malignant]
-    behind = 1 / (1 + np.exp(-(z - cz - radius * np.sqrt(ratio) * 0.8) / 0.025)) * np.exp(-(((x - cx) / width) ** 4))
-    change = (7.0 * sharp + 1.0, -(15.0 * sharp + 2.0))[malignant] * patient.uniform(0.5, 1.2)  # dB
-    return distance < 1, echo + change * behind
+@dataclass(frozen=True)
+class Scene:
+    """One patient (or well) with all of its images: what `draw` needs to know, and its streams of random numbers."""
+
+    kind: int
+    seed: int
+    number: int
+    label: int
+    center: int
+    count: int
+    size: int
+    difficulty: float
+
+    @property
+    def factor(self) -> int:
+        """How many times finer than the image the scene is drawn."""
+        return 1 if self.size >= 160 else max(2, -(-128 // self.size))
+
+    @property
+    def edge(self) -> int:
+        """Side of the drawing in its own pixels."""
+        return self.size * self.factor
+
+    @cached_property
+    def patient(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.kind, self.number, 0])
+
+    def exposures(self) -> list[np.random.Generator]:
+        return [np.random.default_rng([self.seed, self.kind, self.number, 1 + i]) for i in range(self.count)]
 
 
-# ------------------------------------------------------------------------------------------------------------- mammogram
+class Shot(NamedTuple):
+    """One image (edge, edge) or (edge, edge, 3) of 0…1, the mask of its lesion (bool) or None, and what it is."""
 
-def _mammogram(size: int, label: int, center: int, difficulty: float, patient: np.random.Generator, image: np.random.Generator) -> Drawing:
-    z, x = _grid(size)
-    dense = patient.uniform(0.6, 1.3)
-    tissue = 0.75 * power_law(patient, size, 3.1) + 0.35 * power_law(image, size, 2.9)
-    ducts = np.zeros_like(tissue)
-    for _ in range(int(patient.integers(4, 9))):  # Cooper's ligaments and ducts: thin curved strands
-        ducts = np.maximum(ducts, _strand(patient, z, x, width=patient.uniform(0.006, 0.014)) * patient.uniform(0.2, 0.6))
-    field = 0.48 + dense * 0.11 * tissue + 0.10 * ducts + 0.10 * patient.normal() * (x - 0.5)
-    mask = np.zeros((size, size), bool)
-    if label:
-        shift = image.normal(0, 0.02, 2)
-        cz, cx = patient.uniform(0.38, 0.62, 2) + shift
-        radius = patient.uniform(0.11, 0.22)
-        angle, far = np.arctan2(z - cz, x - cx), np.hypot(z - cz, x - cx)
-        outline = sum(patient.normal(0, 0.10 / k**0.5) * np.cos(k * angle + patient.uniform(0, 2 * np.pi)) for k in range(2, 7))
-        distance = far / (radius * (1 + outline))
-        blob = 1 / (1 + np.exp((distance - 1) * 5.5))
-        spicules = np.zeros_like(field)
-        for _ in range(int(patient.integers(7, 16))):
-            at, length = patient.uniform(0, 2 * np.pi), radius * patient.uniform(1.3, 2.3)
-            across = far * np.sin(angle - at + 0.5 * patient.normal() * far)
-            along = far * np.cos(angle - at)
-            line = np.exp(-((across / (0.006 + 0.008 * radius / 0.15)) ** 2)) * (along > 0) * np.clip(1 - along / length, 0, 1)
-            spicules = np.maximum(spicules, line)
-        contrast = (0.26 - 0.19 * difficulty) * patient.uniform(0.75, 1.25)
-        field = field + contrast * (blob * (1 + 0.25 * tissue) + 0.55 * spicules)
-        mask = distance < 1
-    pixels = 0.5 + ((1.15, 0.9)[center]) * (field - 0.5)
-    pixels = ndimage.gaussian_filter(pixels, (0.35, 0.7)[center] * size / 96)
-    return Drawing(pixels + image.normal(0, (0.014, 0.026)[center], pixels.shape), mask)
+    image: np.ndarray
+    mask: np.ndarray | None
+    subtype: str
+    conspicuity: float
 
 
-# ----------------------------------------------------------------------------------------------------------------- chest
-
-def _chest(size: int, label: int, center: int, difficulty: float, patient: np.random.Generator, image: np.random.Generator) -> Drawing:
-    z, x = _grid(size)
-    u = (x - 0.5 - image.normal(0, 0.012)) * 2 / patient.uniform(0.92, 1.06)  # −1 … 1 across, the patient's right first
-    v = (z - image.normal(0, 0.012)) * 2 - 1
-    turn = image.normal(0, 0.02)
-    u, v = u * np.cos(turn) + v * np.sin(turn), v * np.cos(turn) - u * np.sin(turn)
-    body = _edge(1 - (np.abs(u) / (0.97 - 0.10 * np.exp(-(((v + 0.9) / 0.25) ** 2)))) ** 4, 0.05)
-    apex, base = patient.uniform(-0.80, -0.72), patient.uniform(0.42, 0.56)
-    lungs = np.zeros_like(u)
-    for side in (-1, 1):
-        middle = side * patient.uniform(0.43, 0.47)
-        narrow = 1 - 0.62 * np.exp(-np.clip(v - apex, 0, None) / 0.22)
-        half = (0.33 + 0.05 * np.clip(v, -1, 0.5)) * narrow * patient.uniform(0.94, 1.05) - (0.03 if side > 0 else 0)
-        lean = middle - side * 0.10 * np.exp(-np.clip(v - apex, 0, None) / 0.35)
-        dome = base - 0.20 * np.exp(-(((u - middle) / 0.26) ** 2)) + 0.10 + (0.04 if side > 0 else 0)
-        across = 1 - np.abs((u - lean) / half) ** 2.6
-        lungs = np.maximum(lungs, _edge(across, 0.35) * _edge((v - apex) * 3, 0.25) * _edge((dome - v) * 3, 0.16))
-    heart = _edge(1 - ((u - 0.13) / patient.uniform(0.31, 0.38)) ** 2 - ((v - 0.30) / 0.40) ** 2, 0.45)
-    vessels = np.clip(power_law(patient, size, 2.4), 0, None) * np.exp(-((np.abs(np.abs(u) - 0.25) / 0.22) ** 2))
-    ribs = np.zeros_like(u)
-    spacing = patient.uniform(0.185, 0.215)
-    for number in range(9):
-        back = apex + 0.03 + number * spacing + 0.30 * (np.abs(u) - 0.15) ** 2 * 1.6 - 0.10 * np.abs(u)
-        front = apex + 0.22 + number * spacing + 0.42 * np.abs(u) - 0.12
-        thick = 0.030
-        ribs += 0.8 * np.exp(-(((v - back) / thick) ** 2)) * _edge(np.abs(u) - 0.10, 0.04)
-        ribs += 0.35 * np.exp(-(((v - front) / (thick * 1.1)) ** 2)) * _edge(np.abs(u) - 0.38, 0.06)
-    spine = np.exp(-((u / 0.085) ** 4)) * (0.8 + 0.2 * np.cos(2 * np.pi * v / 0.16))
-    clavicles = sum(np.exp(-(((v + 0.70 - 0.16 * (side * u - 0.1)) / 0.035) ** 2)) * _edge(side * u - 0.10, 0.04) * _edge(0.85 - side * u, 0.05)
-                    for side in (-1, 1))
-    middle = np.exp(-((u / (0.17 + 0.05 * _edge(v + 0.2, 0.3))) ** 4))
-    opacity, mask = np.zeros_like(u), np.zeros((size, size), bool)
-    if label:
-        patchy = 0.5 + 0.5 * np.tanh(1.3 * power_law(patient, size, 2.6))
-        for _ in range(int(patient.integers(1, 4))):
-            side = patient.choice([-1, 1])
-            cu, cv = side * patient.uniform(0.30, 0.55), patient.uniform(-0.35, 0.35)
-            su, sv = patient.uniform(0.12, 0.24), patient.uniform(0.12, 0.26)
-            opacity = np.maximum(opacity, np.exp(-(((u - cu) / su) ** 2 + ((v - cv) / sv) ** 2) ** 1.3))
-        opacity = opacity * (0.55 + 0.45 * patchy) * lungs
-        mask = opacity > 0.28
-        if not mask.any():
-            mask = opacity > 0.5 * opacity.max()
-    amount = (0.62 - 0.48 * difficulty) * patient.uniform(0.7, 1.2)
-    centre = np.maximum(heart, middle)
-    below = _edge((v - base - 0.02) * 3, 0.35)
-    soft = np.maximum(np.maximum(1 - lungs, 0.92 * centre), below)  # what is not air
-    attenuation = body * (0.13 + 0.47 * soft + 0.10 * centre + 0.07 * below + 0.11 * spine + 0.105 * ribs * (0.35 + 0.65 * lungs)
-                          + 0.11 * clavicles + 0.060 * vessels * lungs + 0.035 * power_law(patient, size, 3.0) + 0.46 * amount * opacity)
-    pixels = np.clip(attenuation, 0, 1.3) ** (1.0, 1.25)[center] * (1.0, 0.92)[center]
-    pixels = ndimage.gaussian_filter(pixels, (0.4, 0.75)[center] * size / 96)
-    quantum = (0.012, 0.022)[center] / np.sqrt(np.clip(pixels, 0.08, 1))
-    return Drawing(pixels + image.standard_normal(pixels.shape) * quantum * 0.6, mask)
+class Model(NamedTuple):
+    draw: Callable[[Scene], Sequence[Shot]]
+    classes: tuple[str, ...]  # empty: `n_classes` of them, called word-01, word-02 …
+    group: str
+    masks: bool
+    channels: int = 1
+    grouped: bool = True
+    n_classes: int = 0
+    word: str = ""
 
 
-# ----------------------------------------------------------------------------------------------------------------- cells
-
-def _cells(size: int, label: int, center: int, difficulty: float, patient: np.random.Generator, image: np.random.Generator) -> Drawing:
-    line = np.random.default_rng([_CODE["cells"], 77, label])  # the line's looks do not depend on the study's seed
-    spread = 1.0 - 0.75 * difficulty  # how far the lines lie apart
-    radius = 0.085 * np.exp(spread * 0.55 * line.normal())
-    long = 1 + 2.6 * spread * line.random() ** 2
-    rough, grain = 0.04 + 0.16 * spread * line.random(), 0.15 + 0.8 * spread * line.random()
-    halo, dense = 0.55 + 0.5 * spread * (line.random() - 0.5), 0.40 + 0.75 * spread * (line.random() - 0.3)
-    z, x = _grid(size)
-    count = max(2, int(patient.poisson(np.clip(dense, 0.15, 1.2) * 0.5 / (np.pi * radius**2))))
-    count = min(count, 60)
-    at = patient.uniform(-0.08, 1.08, (count, 2)) + image.normal(0, 0.02, (count, 2))  # the cells of a field creep between frames
-    turn = patient.vonmises(patient.uniform(-np.pi, np.pi), 1.0, count) + image.normal(0, 0.1, count)
-    scale = np.exp(patient.normal(0, 0.18, count))
-    field, fine = np.zeros((size, size)), power_law(image, size, 1.2)
-    for (cz, cx), angle, factor in zip(at, turn, scale, strict=True):
-        reach = radius * factor * np.sqrt(long) * 1.9
-        rows, columns = _window(cz, reach, size), _window(cx, reach, size)
-        if rows.stop <= rows.start or columns.stop <= columns.start:
-            continue
-        dz, dx = z[rows, columns] - cz, x[rows, columns] - cx
-        a, b = (dx * np.cos(angle) + dz * np.sin(angle)) / np.sqrt(long), (dz * np.cos(angle) - dx * np.sin(angle)) * np.sqrt(long)
-        theta = np.arctan2(b, a)
-        distance = np.hypot(a, b) / (radius * factor * (1 + rough * np.cos(3 * theta + angle * 5) + 0.6 * rough * np.cos(5 * theta + factor * 9)))
-        rim = halo * (np.exp(-(((distance - 1.02) / 0.10) ** 2)) - 0.75 * np.exp(-(((distance - 0.84) / 0.11) ** 2)))
-        body = -0.12 / (1 + np.exp((distance - 0.8) * 14)) + 0.10 * np.exp(-((distance / 0.35) ** 2))
-        granules = grain * 0.16 * fine[rows, columns] / (1 + np.exp((distance - 0.85) * 14))
-        field[rows, columns] += rim + body + granules
-    slope = patient.normal(0, 0.05, 2)
-    pixels = 0.46 + (0.50, 0.40)[center] * field + slope[0] * (z - 0.5) + slope[1] * (x - 0.5) + 0.012 * power_law(patient, size, 2.0)
-    pixels = ndimage.gaussian_filter(pixels, (0.4, 0.8)[center] * size / 96)
-    return Drawing(pixels + image.normal(0, (0.012, 0.022)[center], pixels.shape))
+def _scenes(kind: str, classes: tuple[str, ...], n: int, size: int, seed: int, difficulty: float) -> list[Scene]:
+    code = list(MODELS).index(kind)
+    rng = np.random.default_rng([seed, code])
+    largest = 4 if MODELS[kind].grouped else 1
+    cells = []  # (label, center, images)
+    for label in range(len(classes)):
+        images = n // len(classes) + (label < n % len(classes))
+        for center, part in enumerate((images - (images + label % 2) // 2, (images + label % 2) // 2)):
+            while part > 0:
+                count = min(part, int(rng.integers(1, largest + 1)))
+                cells.append((label, center, count))
+                part -= count
+    order = rng.permutation(len(cells))
+    return [Scene(code, seed, number, *cells[i], size, difficulty) for number, i in enumerate(order)]
 
 
-# -------------------------------------------------------------------------------------------------------------- fractals
-
-def _fractals(size: int, label: int, center: int, difficulty: float, patient: np.random.Generator, image: np.random.Generator) -> Drawing:
-    maps, weights = _system(label)
-    jitter = 1 + (0.10 + 0.10 * difficulty) * image.uniform(-1, 1, maps.shape)
-    points = _attractor(maps * jitter, weights, image, 160, 140)
-    low, high = np.quantile(points, 0.002, axis=0), np.quantile(points, 0.998, axis=0)
-    span = max(float((high - low).max()), 1e-6)
-    where = (points - (low + high) / 2) / span * 0.92 + 0.5
-    if image.random() < 0.5:
-        where[:, 0] = 1 - where[:, 0]
-    hits = np.histogram2d(where[:, 1], where[:, 0], bins=size, range=[[0, 1], [0, 1]])[0]
-    shade = ndimage.gaussian_filter(np.log1p(hits), 0.4 * size / 64)
-    shade = np.clip(shade / max(np.quantile(shade, 0.995), 1e-9), 0, 1)
-    ink, paper = image.uniform(0.45, 1.0, 3), image.uniform(0.0, 0.25, 3) * (0.6, 1.0)[center]
-    return Drawing(paper + shade[..., None] ** 0.7 * (ink - paper))
+def _workers(workers: int | None) -> int:
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise MstlError(f"workers must be a whole number from 1 up, not {workers!r}")
+    return workers
 
 
-def _system(label: int) -> tuple[np.ndarray, np.ndarray]:
-    """The iterated function system of a class: (K, 2, 3) contractive affine maps that fill enough of the square, and their weights."""
-    for attempt in range(200):
-        rng = np.random.default_rng([_CODE["fractals"], 99, label, attempt])
-        maps = rng.uniform(-1, 1, (int(rng.integers(2, 6)), 2, 3))
-        norms = np.linalg.norm(maps[:, :, :2], ord=2, axis=(1, 2))
-        maps[:, :, :2] *= (rng.uniform(0.35, 0.85, len(maps)) / norms)[:, None, None]
-        weights = np.abs(np.linalg.det(maps[:, :, :2])) + 0.02
-        weights /= weights.sum()
-        points = _attractor(maps, weights, rng, 60, 60)
-        span = np.ptp(points, axis=0).max()
-        filled = np.histogram2d(*((points - points.min(0)) / max(span, 1e-9)).T, bins=32, range=[[0, 1], [0, 1]])[0] > 0
-        if filled.mean() > 0.18:
-            return maps, weights
-    raise MstlError(f"No iterated function system was found for class {label}: use fewer classes.")
+def _run(task: Callable[[int], None], n: int, workers: int, title: str | None) -> None:
+    from tqdm.auto import tqdm
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in tqdm(pool.map(task, range(n)), total=n, desc=title, disable=title is None):
+            pass
 
 
-def _attractor(maps: np.ndarray, weights: np.ndarray, rng: np.random.Generator, walkers: int, steps: int) -> np.ndarray:
-    """Points of the chaos game, many walkers at once; the first 15 steps are left out."""
-    at = np.zeros((walkers, 2))
-    chosen = rng.choice(len(maps), size=(steps, walkers), p=weights)
-    points = np.empty((steps, walkers, 2))
-    for step in range(steps):
-        m = maps[chosen[step]]
-        at = np.einsum("wij,wj->wi", m[:, :, :2], at) + m[:, :, 2]
-        points[step] = at
-    return points[15:].reshape(-1, 2)
+def _to_bytes(image: np.ndarray, factor: int) -> np.ndarray:
+    image = image if image.ndim == 3 else image[..., None]
+    if factor > 1:
+        edge, _, channels = image.shape
+        image = image.reshape(edge // factor, factor, edge // factor, factor, channels).mean((1, 3))
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
-
-_DRAW: dict[str, Callable[..., Drawing]] = {"ultrasound": _ultrasound, "mammogram": _mammogram, "chest": _chest, "cells": _cells, "fractals": _fractals}
-
-
-def _draw(job: tuple) -> Drawing:
-    kind, size, seed, difficulty, label, group, center, member = job
-    patient = np.random.default_rng([seed, _CODE[kind], 0, group])
-    image = np.random.default_rng([seed, _CODE[kind], 1, group, member])
-    return _DRAW[kind](size, label, center, difficulty, patient, image)
+def _reduced_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    edge = mask.shape[0] // factor
+    share = mask.reshape(edge, factor, edge, factor).mean((1, 3))
+    return (share >= min(0.5, share.max())).astype(np.uint8) if share.any() else np.zeros((edge, edge), np.uint8)
 
 
-def _drawn(jobs: list[tuple], workers: int | None, progress: bool, kind: str) -> list[Drawing]:
-    from tqdm import tqdm
-
-    show = dict(total=len(jobs), desc=f"drawing phantom-{kind}", unit="image", disable=None if progress else True, leave=False)
-    if workers is not None and workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            return list(tqdm(pool.map(_draw, jobs, chunksize=max(1, len(jobs) // (workers * 4))), **show))
-    return list(tqdm(map(_draw, jobs), **show))
-
-
-def _plan(kind: str, n: int, n_classes: int, seed: int) -> pd.DataFrame:
-    """Label, group, center and place in its group of every image, in random order of the groups."""
-    rng = np.random.default_rng([seed, _CODE[kind], 2])
-    rows, group = [], 0
-    for label in range(n_classes):
-        left, turn = n // n_classes + (label < n % n_classes), int(rng.integers(2))
-        while left:
-            many = 1 if kind == "fractals" else min(left, int(rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])))
-            rows.append((label, group, turn, many))
-            left, group, turn = left - many, group + 1, 1 - turn
-    order = rng.permutation(len(rows))
-    return pd.DataFrame([(label, group, center, member) for label, group, center, many in (rows[i] for i in order) for member in range(many)],
-                        columns=["label", "group", "center", "member"])
-
-
-def _checked(kind: str, n: int, size: int, difficulty: float, n_classes: int | None) -> tuple[str, ...]:
-    if kind not in _CODE:
-        near = difflib.get_close_matches(str(kind), _CODE, n=1, cutoff=0.3)
-        raise MstlError(f"There is no phantom '{kind}': " + (f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(_CODE)}."))
-    if not 0 <= difficulty <= 1:
-        raise MstlError(f"difficulty={difficulty} of phantom-{kind}: it lies between 0 (easy) and 1 (hard).")
-    if not 32 <= int(size) <= 512:
-        raise MstlError(f"size={size} of phantom-{kind}: simulated images have 32 to 512 pixels a side.")
-    if kind in _CLASSES:
-        if n_classes not in (None, len(_CLASSES[kind])):
-            raise MstlError(f"phantom-{kind} has the {len(_CLASSES[kind])} classes {', '.join(_CLASSES[kind])}: leave n_classes out.")
-        classes = _CLASSES[kind]
-    else:
-        most = 40 if kind == "cells" else 1000
-        count = (6 if kind == "cells" else 10) if n_classes is None else int(n_classes)
-        if not 2 <= count <= most:
-            raise MstlError(f"n_classes={n_classes} of phantom-{kind}: use 2 to {most}.")
-        classes = tuple(f"{'line' if kind == 'cells' else 'system'}-{i + 1:0{len(str(count))}d}" for i in range(count))
-    if n < 2 * len(classes):
-        raise MstlError(f"n={n} images of phantom-{kind} are too few for its {len(classes)} classes: ask for at least {2 * len(classes)}.")
-    return classes
-
-
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and width of every pixel's middle, 0..1, (size, size) each."""
-    axis = (np.arange(size) + 0.5) / size
-    return np.broadcast_to(axis[:, None], (size, size)), np.broadcast_to(axis[None, :], (size, size))
-
-
-def _waves(rng: np.random.Generator, x: np.ndarray, count: int) -> list[np.ndarray]:
-    """Smooth random lines across the image, about −1 … 1."""
-    return [sum(rng.normal(0, 0.6 / k) * np.sin(2 * np.pi * (k * 0.6 * x + rng.random())) for k in range(1, 5)) for _ in range(count)]
-
-
-def _strand(rng: np.random.Generator, z: np.ndarray, x: np.ndarray, width: float) -> np.ndarray:
-    """A thin curved line through the image."""
-    angle = rng.uniform(0, np.pi)
-    along, across = (x - 0.5) * np.cos(angle) + (z - 0.5) * np.sin(angle), (z - 0.5) * np.cos(angle) - (x - 0.5) * np.sin(angle)
-    middle = rng.uniform(-0.45, 0.45) + rng.normal(0, 0.5) * along**2 + 0.03 * np.sin(9 * along + rng.uniform(0, 6))
-    return np.exp(-(((across - middle) / width) ** 2))
-
-
-def _edge(value: np.ndarray, width: float) -> np.ndarray:
-    """A soft step from 0 to 1 where ``value`` crosses zero."""
-    return 1 / (1 + np.exp(-np.clip(value / width * 4, -50, 50)))
-
-
-def _window(middle: float, reach: float, size: int) -> slice:
-    return slice(max(0, int((middle - reach) * size)), min(size, int((middle + reach) * size) + 1))
-
-
-def _boxes(masks: np.ndarray, names: np.ndarray) -> pd.DataFrame:
-    """One box an image around its mask, in pixels, ends beyond the last pixel."""
+def _boxes(masks: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> pd.DataFrame:
     rows = []
-    for number, mask in enumerate(masks):
-        if mask.any():
-            down, across = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            rows.append((number, names[number], float(across[0]), float(down[0]), float(across[-1] + 1), float(down[-1] + 1)))
-    return pd.DataFrame(rows, columns=BOXES)
+    for image in np.flatnonzero(masks.any((1, 2))):
+        parts, _ = ndimage.label(masks[image], structure=np.ones((3, 3)))
+        for vertical, horizontal in ndimage.find_objects(parts):
+            rows.append((image, classes[labels[image]], horizontal.start, vertical.start, horizontal.stop, vertical.stop))
+    table = pd.DataFrame(rows, columns=BOXES)
+    return table.astype({"image": np.int64, "class": str, **{c: np.float64 for c in BOXES[2:]}})
 
 
-def _bytes(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+# --- what several modalities draw with ----------------------------------------------------------------------------------
+
+
+def _between(easy: float, hard: float, difficulty: float) -> float:
+    return easy + (hard - easy) * difficulty
+
+
+@lru_cache(maxsize=16)
+def _grid(edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """x (1, edge) and y (edge, 1) of the pixels' middles, 0…1."""
+    t = (np.arange(edge, dtype=np.float32) + 0.5) / edge
+    return t[None, :], t[:, None]
+
+
+@lru_cache(maxsize=16)
+def _waves(edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spatial frequencies (cycles a frame) of `rfft2`: horizontal (1, edge // 2 + 1), vertical (edge, 1)."""
+    return (
+        np.arange(edge // 2 + 1, dtype=np.float32)[None, :],
+        (fft.fftfreq(edge) * edge).astype(np.float32)[:, None],
+    )
+
+
+@lru_cache(maxsize=64)
+def _amplitude(edge: int, slope: float, low: float, high: float, stretch: float, angle: float) -> np.ndarray:
+    fx, fy = _waves(edge)
+    along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+    f2 = (along * stretch) ** 2 + across**2
+    amplitude = (f2 + low**2) ** (-slope / 4)
+    if np.isfinite(high):
+        amplitude *= np.exp(-f2 / high**2)
+    amplitude[0, 0] = 0
+    # every wave but those of the first and the last column of rfft2 stands for two
+    twice = np.where((fx == 0) | (fx == edge // 2), 1, 2)
+    return (amplitude * edge / np.sqrt((twice * amplitude**2).sum())).astype(np.float32)
+
+
+def _texture(
+    rng: np.random.Generator,
+    edge: int,
+    *,
+    slope: float,
+    low: float = 0.5,
+    high: float = np.inf,
+    stretch: float = 1.0,
+    angle: float = 0.0,
+) -> np.ndarray:
+    """A periodic Gaussian random field (edge, edge) of mean 0 and expected variance 1, whose power falls as 1 / f^slope.
+
+    `low` and `high` (cycles a frame) bound it; `stretch` > 1 draws it out along `angle` (radians from the x axis).
+    """
+    noise = fft.rfft2(rng.standard_normal((edge, edge), dtype=np.float32))
+    return fft.irfft2(noise * _amplitude(edge, slope, low, high, stretch, round(float(angle), 2)), s=(edge, edge))
+
+
+def _ridges(field: np.ndarray, width: float) -> np.ndarray:
+    """Thin curved lines, 0…1: where a smooth random field crosses zero."""
+    return np.exp(-((field / width) ** 2))
+
+
+def _curve(rng: np.random.Generator, amplitude: float, waves: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A smooth random function of one variable, of root mean square `amplitude`, with up to `waves` waves from 0 to 1."""
+    k = np.arange(1, waves + 1)
+    strength = rng.standard_normal(waves) / k
+    phase = rng.uniform(0, 2 * np.pi, waves)
+    scale = amplitude * np.sqrt(2 / np.sum(1 / k**2))
+    return lambda t: scale * sum(s * np.cos(2 * np.pi * w * t + p) for s, w, p in zip(strength, k, phase))
+
+
+_ANGLES = 256
+
+
+def _outline(rng: np.random.Generator, roughness: float, lobes: int, fall: float = 1.0) -> np.ndarray:
+    """Radius of a closed outline at 256 angles, about 1: harmonics 2…`lobes`, whose amplitude falls as 1 / k^fall."""
+    theta = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
+    k = np.arange(2, lobes + 1)
+    waves = np.cos(k[:, None] * theta + rng.uniform(0, 2 * np.pi, (len(k), 1)))
+    strength = rng.standard_normal(len(k)) / k**fall
+    outline = strength @ waves / np.sqrt(np.sum(0.5 / k ** (2 * fall)))
+    return np.exp(roughness * outline).astype(np.float32)
+
+
+class _Polar(NamedTuple):
+    """Pixels seen from a lesion: `ratio` distance over the outline's radius (1 on the outline), `angle` in 0…256, `radius` in frames."""
+
+    ratio: np.ndarray
+    angle: np.ndarray
+    radius: np.ndarray
+
+
+def _polar(edge: int, x: float, y: float, rx: float, ry: float, tilt: float, outline: np.ndarray) -> _Polar:
+    gx, gy = _grid(edge)
+    dx, dy = gx - np.float32(x), gy - np.float32(y)
+    u, v = dx * np.cos(tilt) + dy * np.sin(tilt), dy * np.cos(tilt) - dx * np.sin(tilt)
+    u, v = u / rx, v / ry
+    reach = np.hypot(u, v)
+    angle = np.arctan2(v, u) * (_ANGLES / (2 * np.pi)) % _ANGLES
+    return _Polar(reach / outline[angle.astype(np.intp) % _ANGLES], angle, reach * np.sqrt(rx * ry))
+
+
+def _sampled(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A periodic field read at other places (in frames), linearly."""
+    edge = field.shape[0]
+    places = np.stack([y * edge - 0.5, x * edge - 0.5])
+    return ndimage.map_coordinates(field, places, order=1, mode="grid-wrap", output=np.float32)
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0) if sigma > 0.2 else image
+
+
+# --- ultrasound ---------------------------------------------------------------------------------------------------------
+
+FIELD_MM = 40.0  # width and depth of the image
+FOCUS = 0.45  # of the depth
+
+
+class Probe(NamedTuple):
+    """Point-spread function (standard deviations in mm; the lateral one at the focus, and by how much it grows a frame's depth away
+    from it), display range (dB), noise floor (dB below the gland)."""
+
+    axial: float
+    lateral: float
+    spread: float
+    range: float
+    floor: float
+
+
+PROBES = (Probe(0.16, 0.26, 2.2, 62.0, -50.0), Probe(0.24, 0.42, 2.6, 50.0, -36.0))
+
+
+def _speckle(rng: np.random.Generator, amplitude: np.ndarray, probe: Probe) -> np.ndarray:
+    """Complex echo (edge, edge) of scatterers with root-mean-square `amplitude`, through the probe's point-spread function.
+
+    Many scatterers a resolution cell make circular Gaussian noise (fully developed speckle): where `amplitude` is constant the echo's
+    envelope is Rayleigh distributed, its mean 1.91 of its standard deviations, its mean square `amplitude` squared.
+    The lateral width is least at the focus: two convolutions are blended by depth, and the blend rescaled to constant power.
+    """
+    edge = amplitude.shape[0]
+    pixel = FIELD_MM / edge
+    shape = amplitude.shape
+    scatter = np.empty((2, *shape), np.float32)
+    rng.standard_normal(out=scatter, dtype=np.float32)
+    scatter *= amplitude * np.float32(np.sqrt(0.5))
+    axial = max(probe.axial / pixel, 0.35)
+    near = max(probe.lateral / pixel, 0.4)
+    far = near * (1 + probe.spread * 0.5)
+    scatter = ndimage.gaussian_filter1d(scatter, axial, axis=1, mode="reflect", truncate=3.0)
+    sharp, wide = (ndimage.gaussian_filter1d(scatter, s, axis=2, mode="reflect", truncate=3.0) for s in (near, far))
+    k_axial, k_near, k_far = _kernel(axial), _kernel(near), _kernel(far)
+    sharp /= np.sqrt((k_axial**2).sum() * (k_near**2).sum())
+    wide /= np.sqrt((k_axial**2).sum() * (k_far**2).sum())
+    pad = (len(k_far) - len(k_near)) // 2
+    together = (np.pad(k_near, pad) * k_far).sum() / np.sqrt((k_near**2).sum() * (k_far**2).sum())
+    share = np.clip(np.abs(_grid(edge)[1] - FOCUS) / 0.55, 0, 1)
+    blend = ((1 - share) * sharp + share * wide) / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * together)
+    return blend[0] + 1j * blend[1]
+
+
+def _kernel(sigma: float) -> np.ndarray:
+    radius = int(3.0 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def _ultrasound(scene: Scene) -> list[Shot]:
+    """Breast: skin, fat with septa, gland, retromammary fat, pectoral muscle; echogenicity in dB relative to the gland."""
+    rng, edge, hard = scene.patient, scene.edge, scene.difficulty
+    x, y = _grid(edge)
+    skin, fat = rng.uniform(0.035, 0.06), rng.uniform(0.06, 0.26)
+    gland, muscle = rng.uniform(0.26, 0.42), rng.uniform(0.1, 0.2)
+    steps = [_curve(rng, a, w) for a, w in ((0.006, 2), (0.03, 3), (0.035, 3), (0.02, 2))]
+    tilt = rng.normal(0, 0.06)
+    levels = dict(skin=rng.uniform(0, 5), fat=rng.uniform(-15, -8), back=rng.uniform(-17, -10), muscle=rng.uniform(-16, -9), deep=rng.uniform(-34, -20))
+    septa = _ridges(_texture(rng, edge, slope=6, low=4, high=14, stretch=2.6), rng.uniform(0.05, 0.09))
+    mottle = _texture(rng, edge, slope=2.6, low=5, high=40, stretch=2.2)
+    lobules = _texture(rng, edge, slope=5, low=5, high=16, stretch=1.8)
+    fibres = _texture(rng, edge, slope=2.4, low=10, high=60, stretch=9.0)
+    fatty = rng.uniform(-0.6, 1.3)
+    shade = _curve(rng, rng.uniform(0.5, 4), 3)
+    decay = rng.uniform(2, 22)
+    lesion = _us_lesion(rng, scene.label, hard, skin + fat, skin + fat + gland) if scene.label else None
+    shots = []
+    for own in scene.exposures():
+        slide = float(own.normal(0, 0.035))
+        press = 1 + own.normal(0, 0.03)
+        roll = int(round(slide * edge))
+        place = lambda field: np.roll(field, roll, 1)  # noqa: E731, B023
+        lx = x - slide
+        b1 = skin + steps[0](lx) * 0.6
+        b2 = (skin + fat) * press + steps[1](lx) + tilt * (lx - 0.5)
+        b3 = (skin + fat + gland) * press + steps[2](lx) + tilt * (lx - 0.5)
+        b4 = b3 + muscle * 0.35 + steps[3](lx) * 0.4
+        b5 = b4 + muscle + steps[3](lx)
+        in_skin, below2, below3, below4, below5 = (expit((y - b) / w) for b, w in ((b1, 0.004), (b2, 0.012), (b3, 0.012), (b4, 0.006), (b5, 0.03)))
+        in_fat, in_gland, in_back, in_muscle = in_skin - below2, below2 - below3, below3 - below4, below4 - below5
+        level = (1 - in_skin) * levels["skin"] + in_fat * levels["fat"] + in_back * levels["back"] + in_muscle * levels["muscle"] + below5 * levels["deep"]
+        level = level + in_gland * (2.5 * place(mottle) - 13 * expit((place(lobules) - 1.2 + 0.5 * fatty) / 0.12))
+        level = level + place(septa) * (15 * in_fat + 8 * in_back + 5 * in_gland) + (in_fat + in_back) * 1.5 * place(mottle)
+        level = level + place(fibres) * (6.5 * in_muscle + 2.5 * in_gland + 4 * below5)
+        for b, gain, w in ((0.006 + 0 * b1, 10, 0.004), (b1, 9, 0.006), (b4, 12, 0.006), (b5, 8, 0.008)):
+            level = level + gain * np.exp(-(((y - b) / w) ** 2)) * (0.6 + 0.4 * np.cos(9 * lx + b * 40))
+        mask, conspicuity, subtype = None, 0.0, "normal"
+        loss = np.zeros((edge, edge), np.float32)
+        if lesion is not None:
+            level, loss, mask, conspicuity, subtype = _us_insert(lesion, own, level, slide, press, edge)
+        loss = loss + shade(lx) * y + decay * np.clip(y - 0.35, 0, None)
+        loss = loss + own.uniform(0, 9) * (expit((lx - own.uniform(0.93, 1.2)) / 0.03) + expit((own.uniform(-0.2, 0.07) - lx) / 0.03)) * np.sqrt(y)
+        probe = PROBES[scene.center]
+        echo = _speckle(own, 10 ** ((level - loss) / 20), probe)
+        floor = probe.floor + _between(-4, 8, hard) + 10 * (y - 0.5)
+        noise = own.standard_normal((2, edge, edge), dtype=np.float32) * (10 ** (floor / 20) * np.sqrt(0.5))
+        decibel = 20 * np.log10(np.hypot(echo.real + noise[0], echo.imag + noise[1]) + 1e-4)
+        gain = own.normal(0, 1.5) - 1.5 * scene.center
+        shots.append(Shot(_us_display(decibel + gain, probe.range), mask, subtype, conspicuity))
+    return shots
+
+
+def _us_display(decibel: np.ndarray, span: float) -> np.ndarray:
+    """Log compression: `span` dB from black to white, the gland's mean level at 0.55."""
+    return np.clip(0.55 + decibel / span, 0, 1)
+
+
+def _us_lesion(rng: np.random.Generator, label: int, hard: float, top: float, bottom: float) -> dict:
+    # Every sign of malignancy is a noisy reading of the truth, the more so the harder: no single sign decides.
+    side = 2 * label - 3
+    sign = expit(side * _between(3.0, 0.75, hard) + rng.normal(0, _between(0.5, 1.0, hard), 6) * 1.2)
+    shape, margin, aspect, shadow, texture, dark = sign
+    size = rng.uniform(0.075, 0.17) * _between(1.15, 0.85, hard)
+    ratio = np.exp(_mix(0.5, -0.22, aspect) + rng.normal(0, 0.08))  # width over height
+    cyst = label == 1 and rng.random() < 0.25
+    outline = _outline(rng, _mix(0.05, 0.2, shape), 3 + int(9 * shape), 0.9)
+    spikes = np.zeros(_ANGLES)
+    for _ in range(rng.poisson(9 * max(shape - 0.35, 0) * 1.6)):
+        turn = (np.arange(_ANGLES) - rng.uniform(0, _ANGLES) + _ANGLES / 2) % _ANGLES - _ANGLES / 2
+        spikes += rng.uniform(0.15, 0.5) * np.exp(-np.abs(turn) / rng.uniform(3, 7))
+    return dict(
+        x=rng.uniform(0.28, 0.72), y=np.clip(rng.uniform(top, bottom), 0.16 + size * 0.4, 0.62), rx=size * np.sqrt(ratio), ry=size / np.sqrt(ratio),
+        tilt=rng.normal(0, 0.15) + (rng.normal(0, 0.4) if shape > 0.5 else 0), outline=(outline * (1 + spikes)).astype(np.float32),
+        edge=_mix(0.03, 0.2, margin), depth=(rng.uniform(8, 15) + 4 * dark + 14 * cyst) * _between(1.25, 0.62, hard), cyst=cyst,
+        loss=(_mix(-9, 16, shadow) - 5 * cyst) * _between(1.15, 0.75, hard), rough=_mix(1.0, 4.0, texture), halo=6 * max(margin - 0.4, 0),
+        specks=rng.poisson(4 * max(texture - 0.5, 0)), rim=_mix(0.8, 0.0, margin), grain=int(rng.integers(2**31)),
+    )
+
+
+def _mix(low: float, high: float, share: float) -> float:
+    return low + (high - low) * float(share)
+
+
+def _us_insert(lesion: dict, own: np.random.Generator, level: np.ndarray, slide: float, press: float, edge: int):
+    """The lesion in the map of echo levels (dB), what its column loses below it (dB), its mask."""
+    zoom = np.exp(own.normal(0, 0.05))
+    cx, cy = lesion["x"] + slide, lesion["y"] * press
+    rx, ry = lesion["rx"] * zoom, lesion["ry"] * zoom * np.exp(own.normal(0, 0.04))
+    polar = _polar(edge, cx, cy, rx, ry, lesion["tilt"], lesion["outline"])
+    inside = expit((1 - polar.ratio) / lesion["edge"])
+    grain = _texture(np.random.default_rng(lesion["grain"]), edge, slope=2.5, low=8, high=50)
+    target = -lesion["depth"] + lesion["rough"] * grain * (not lesion["cyst"])
+    ring = np.exp(-(((polar.ratio - 1.18) / 0.16) ** 2))
+    level = level * (1 - inside) + target * inside + lesion["halo"] * ring
+    level = level + lesion["rim"] * 6 * np.exp(-(((polar.ratio - 1.0) / 0.07) ** 2))
+    for _ in range(lesion["specks"]):
+        x, y = _grid(edge)
+        r, a = own.uniform(0, 0.7), own.uniform(0, 2 * np.pi)
+        d2 = (x - cx - rx * r * np.cos(a)) ** 2 + (y - cy - ry * r * np.sin(a)) ** 2
+        level = level + 16 * np.exp(-d2 / 0.006**2)
+    # attenuation is a property of the path: summed down the column, so that the shadow (or enhancement) has the lesion's width
+    column = np.cumsum(inside, 0, dtype=np.float32) / (2 * ry * edge)
+    column = ndimage.gaussian_filter1d(column, max(1.0, 0.008 * edge), axis=1, mode="nearest")
+    loss = lesion["loss"] * column * (1 - inside * 0.6)
+    subtype = "cyst" if lesion["cyst"] else "mass"
+    return level, loss.astype(np.float32), polar.ratio < 1, lesion["depth"], subtype
+
+
+# --- mammogram ----------------------------------------------------------------------------------------------------------
+
+
+class Film(NamedTuple):
+    """Blur (standard deviation in frames), noise (grey levels, 0…1, at mid grey), contrast, mean grey."""
+
+    blur: float
+    noise: float
+    contrast: float
+    grey: float
+
+
+FILMS = (Film(0.0022, 0.012, 1.15, 0.60), Film(0.0055, 0.026, 0.85, 0.64))
+
+
+def _mammogram(scene: Scene) -> list[Shot]:
+    """A region of a compressed breast: what a ray meets adds up, in power-law tissue with fibres, and a mass where there is one."""
+    rng, edge, hard = scene.patient, scene.edge, scene.difficulty
+    direction = rng.uniform(0, np.pi)
+    tissue = _mammary_tissue(rng, edge, rng.uniform(2.9, 3.3))
+    streaks = _texture(rng, edge, slope=2.7, low=3, stretch=rng.uniform(2.5, 5), angle=round(direction, 1))
+    strands = _ridges(_texture(rng, edge, slope=5.5, low=2.5, high=30, stretch=rng.uniform(2, 3.5), angle=round(direction, 1)), rng.uniform(0.05, 0.1))
+    bend = [_texture(rng, edge, slope=6, low=1.5, high=6) for _ in range(2)]
+    dense = rng.uniform(0, 1)
+    amplitude = np.exp(rng.normal(-0.1, 0.25))
+    tilt = rng.normal(0, 0.6, 2)
+    skin = rng.random() < 0.3 and (rng.uniform(0, 2 * np.pi), rng.uniform(0.38, 0.62), rng.uniform(1.0, 2.0))
+    lesion = _mass(rng, hard) if scene.label else None
+    x, y = _grid(edge)
+    shots = []
+    for own in scene.exposures():
+        sx, sy = own.normal(0, 0.03, 2)
+        px = x - sx + 0.03 * (bend[0] + 0.3 * own.normal())
+        py = y - sy + 0.03 * (bend[1] + 0.3 * own.normal())
+        mask, conspicuity, subtype = None, 0.0, "normal"
+        if lesion is not None:
+            mass, pull, mask, conspicuity, subtype = _mass_insert(lesion, own, sx, sy, edge)
+            px, py = px + pull[0], py + pull[1]
+        sampled = _sampled(tissue, px, py)
+        gland = expit((sampled - 0.6 + 1.6 * (0.5 - dense)) / 0.5)
+        density = sampled + (0.25 + 0.45 * gland) * _sampled(streaks, px, py) + 0.55 * _sampled(strands, px, py) + 0.4 * gland
+        density = amplitude * density + tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5)
+        if lesion is not None:
+            density = density + mass
+        film = FILMS[scene.center]
+        grey = film.grey + 0.06 * film.contrast * density + own.normal(0, 0.02)
+        if skin:
+            grey = _to_the_skin(grey, skin, x - sx, y - sy)
+        grey = _blur(grey, film.blur * edge)
+        noise = film.noise * _between(0.6, 1.6, hard) * max(1.0, edge / 256) * scene.factor**0.5
+        grey = grey + noise * np.sqrt(np.clip(1.2 - grey, 0.1, None)) * own.standard_normal((edge, edge), dtype=np.float32)
+        shots.append(Shot(np.clip(grey, 0, 1), mask, subtype, conspicuity))
+    return shots
+
+
+def _mammary_tissue(rng: np.random.Generator, edge: int, beta: float) -> np.ndarray:
+    """Breast tissue (edge, edge), variance 1: power spectrum 1 / f^beta, beta about 3 (Burgess 1999)."""
+    return _texture(rng, edge, slope=beta, low=0.8)
+
+
+def _to_the_skin(grey: np.ndarray, skin: tuple, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    angle, distance, radius = skin
+    cx, cy = 0.5 + (distance - radius) * np.cos(angle), 0.5 + (distance - radius) * np.sin(angle)
+    depth = radius - np.hypot(x - cx, y - cy)  # towards the inside, in frames
+    inside = expit(depth / 0.006)
+    thickness = 1 - 0.75 * np.exp(-np.clip(depth, 0, None) / 0.13)
+    line = 0.1 * np.exp(-(((depth - 0.012) / 0.008) ** 2))
+    return inside * (grey * thickness + line) + (1 - inside) * 0.03
+
+
+def _mass(rng: np.random.Generator, hard: float) -> dict:
+    kind = rng.choice(["round", "lobed", "spiculated"], p=[0.3, 0.25, 0.45])
+    size = rng.uniform(0.09, 0.2) * _between(1.15, 0.85, hard)
+    ratio = np.exp(rng.normal(0, 0.16))
+    spicules = 0 if kind == "round" else int(rng.integers(2, 6)) if kind == "lobed" else int(rng.integers(12, 26))
+    return dict(
+        kind=str(kind), x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7), rx=size * ratio, ry=size / ratio, tilt=rng.uniform(0, np.pi),
+        outline=_outline(rng, {"round": 0.05, "lobed": 0.13, "spiculated": 0.16}[kind], 4 if kind == "round" else 9),
+        soft=rng.uniform(0.06, 0.2) if kind != "spiculated" else rng.uniform(0.15, 0.35),
+        contrast=rng.uniform(1.6, 3.2) * _between(1.6, 0.5, hard), pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
+        spicules=np.column_stack([
+            rng.uniform(0, 2 * np.pi, spicules), rng.normal(0, 0.25, spicules), rng.uniform(0.4, 1.6, spicules), rng.uniform(0.3, 1, spicules),
+            rng.uniform(0.006, 0.012, spicules),
+        ]),
+        calcifications=int(rng.poisson(5)) if rng.random() < 0.3 else 0,
+    )
+
+
+def _mass_insert(lesion: dict, own: np.random.Generator, sx: float, sy: float, edge: int):
+    """What the mass adds to the density, how it draws the tissue in (in frames), its mask."""
+    turn = own.normal(0, 0.1)
+    zoom = np.exp(own.normal(0, 0.04))
+    cx, cy = lesion["x"] + sx, lesion["y"] + sy
+    rx, ry = lesion["rx"] * zoom, lesion["ry"] * zoom
+    polar = _polar(edge, cx, cy, rx, ry, lesion["tilt"] + turn, lesion["outline"])
+    # thickness of a lens-shaped body, its rim melting into the tissue
+    body = np.sqrt(np.clip(1 - (polar.ratio / 1.15) ** 2, 0, 1)) * expit((1 - polar.ratio) / lesion["soft"])
+    mass = lesion["contrast"] * body
+    x, y = _grid(edge)
+    dx, dy = x - np.float32(cx), y - np.float32(cy)
+    reach = np.hypot(dx, dy)
+    size = np.sqrt(rx * ry)
+    if len(lesion["spicules"]):
+        rows, cols = np.nonzero(reach < 2.8 * size)
+        r, theta = reach[rows, cols], np.arctan2(dy[rows, 0], dx[0, cols])
+        lines = np.zeros(len(r), np.float32)
+        for angle, curl, length, strength, width in lesion["spicules"]:
+            far = (r / size - 0.7) / length
+            off = np.abs((theta - angle - turn - curl * (r / size - 1) + np.pi) % (2 * np.pi) - np.pi) * r
+            lines += strength * np.exp(-((off / (width * (1.1 - 0.6 * np.clip(far, 0, 1)))) ** 2)) * np.clip(1 - far, 0, 1) * (far > 0)
+        mass[rows, cols] += 0.6 * lesion["contrast"] * lines
+    for _ in range(lesion["calcifications"]):
+        r, a = own.uniform(0, 0.9), own.uniform(0, 2 * np.pi)
+        d2 = (dx - rx * r * np.cos(a)) ** 2 + (dy - ry * r * np.sin(a)) ** 2
+        mass += own.uniform(1.5, 4) * np.exp(-d2 / 0.006**2)
+    drawn = lesion["pull"] * np.exp(-((reach / (2.2 * size)) ** 2)) / (reach + 0.3 * size)
+    return mass, (dx * drawn, dy * drawn), polar.ratio < 1, lesion["contrast"], lesion["kind"]
+
+
+# --- chest --------------------------------------------------------------------------------------------------------------
+
+
+def _chest(scene: Scene) -> list[Shot]:
+    """A frontal chest radiograph: attenuation of body, lungs, heart, spine, ribs and clavicles along parallel rays."""
+    rng, edge, hard = scene.patient, scene.edge, scene.difficulty
+    body = _chest_anatomy(rng)
+    vessels = _texture(rng, edge, slope=4.0, low=5, high=40, stretch=5.0)
+    tissue = _texture(rng, edge, slope=3.0, low=1)
+    disease = _pneumonia(rng, hard, edge) if scene.label else None
+    haze = rng.uniform(0, 0.16)
+    shots = []
+    for own in scene.exposures():
+        shift = own.normal(0, 0.02, 2)
+        turn = own.normal(0, 0.012)
+        breath = own.normal(0, 0.02)
+        x, y = _grid(edge)
+        gx = 2 * (x - 0.5) * (1 + 0.02 * own.normal()) - shift[0] + turn * (y - 0.5)
+        gy = y - shift[1] - turn * (x - 0.5) + 0 * x
+        parts = _chest_parts(body, gx, gy, breath, vessels)
+        lung = parts["lung"]
+        mask, conspicuity, subtype = None, 0.0, "normal"
+        opacity = 0.0
+        if disease is not None:
+            opacity, mask, conspicuity, subtype = _pneumonia_insert(disease, body, parts, gx, gy, own)
+        air = lung * (1 - opacity)
+        density = parts["body"] * (0.66 + 0.03 * tissue) + parts["fixed"] - body["air"] * air * (1 - haze)
+        density = density + air * 0.11 * parts["vessels"] * body["vascular"] + lung * 0.02 * tissue
+        film = CHEST_FILMS[scene.center]
+        grey = film.grey + film.contrast * (density - 0.5)
+        grey = 1.02 * expit(4.2 * (grey - 0.52)) * parts["body"] + 0.02
+        grey = _blur(grey, film.blur * edge)
+        noise = film.noise * _between(0.6, 1.7, hard) * scene.factor**0.5
+        grey = grey + noise * np.sqrt(0.2 + np.clip(1 - grey, 0, 1)) * own.standard_normal((edge, edge), dtype=np.float32)
+        if scene.center == 0:
+            _marker(grey, body["marker"])
+        shots.append(Shot(np.clip(grey, 0, 1), mask, subtype, conspicuity))
+    return shots
+
+
+CHEST_FILMS = (Film(0.0025, 0.014, 1.1, 0.52), Film(0.006, 0.03, 0.85, 0.55))
+
+
+def _chest_anatomy(rng: np.random.Generator) -> dict:
+    return dict(
+        apex=rng.uniform(0.07, 0.14), base=rng.uniform(0.74, 0.84), wide=rng.uniform(0.68, 0.82), middle=rng.normal(0, 0.03), lean=rng.normal(0, 0.03),
+        heart=(rng.uniform(0.28, 0.4), rng.uniform(0.15, 0.2), rng.uniform(0.08, 0.14)), knob=rng.uniform(0.02, 0.06), dome=rng.uniform(0.07, 0.12),
+        lift=rng.uniform(0.0, 0.04), rib=rng.uniform(0.082, 0.1), phase=rng.uniform(0, 1), slant=rng.uniform(0.04, 0.12), bone=rng.uniform(0.07, 0.11),
+        front=rng.uniform(0.02, 0.05), clavicle=(rng.uniform(0.07, 0.12), rng.uniform(-0.06, 0.02)), spine=rng.uniform(0.08, 0.14), disc=rng.uniform(0.05, 0.062),
+        shoulder=rng.uniform(0.08, 0.16), bubble=rng.uniform(-0.1, 0.25), air=rng.uniform(0.42, 0.52), vascular=rng.uniform(0.7, 1.3),
+        marker=(rng.random() < 0.5, rng.uniform(0.04, 0.12), rng.uniform(0.04, 0.2)), wiggle=_curve(rng, 0.004, 4), arms=rng.uniform(0.86, 1.05),
+    )
+
+
+def _chest_parts(body: dict, gx: np.ndarray, gy: np.ndarray, breath: float, vessels: np.ndarray) -> dict:
+    """Soft masks (0…1) and attenuation of what is always there. x runs from −1 (the patient's right) to 1, y from 0 to 1 downwards."""
+    u = gx - body["middle"] - body["lean"] * (gy - 0.5)
+    side = np.abs(u)
+    left = u > 0
+    base = body["base"] + breath + np.where(left, body["lift"], 0)
+    t = np.clip((gy - body["apex"]) / (base - body["apex"]), 0, 1.25)
+    wall = body["wide"] * (1 - np.clip(1 - t, 0, 1) ** 2.3) ** 0.62 + body["wiggle"](gy)
+    hx, hy, hc = body["heart"]
+    heart = np.hypot((u - hc) / hx, (gy - base + 0.13) / hy)
+    in_heart = expit((1 - heart) / 0.035)
+    vessel_stem = 0.13 + 0.05 * np.exp(-(((gy - 0.1) / 0.12) ** 2)) * 0.3 + np.where(left, body["knob"] * np.exp(-(((gy - 0.3) / 0.045) ** 2)), 0.02)
+    stem = expit((vessel_stem - side) / 0.018)
+    dome = base - body["dome"] * (1 - ((side - 0.38) / 0.46) ** 2)
+    above = expit((dome - gy) / 0.008)
+    lung = expit((wall - side) / 0.014) * above * (1 - np.maximum(in_heart, stem))
+    shoulder = expit((gy - body["shoulder"] + 0.16 * np.clip(1 - side / 0.95, 0, 1) ** 0.7 * 1.6 - 0.02) / 0.012)
+    neck = expit((0.24 - side) / 0.02)
+    torso = np.maximum(shoulder * expit((body["arms"] - side + 0.1 * (0.4 - gy)) / 0.012), neck)
+    # posterior ribs: one periodic function of how far a ray lies below the first rib
+    arch = body["slant"] * side - 0.1 * np.sqrt(np.clip(1 - (side / (body["wide"] + 0.06)) ** 2, 0, 1))
+    back = _rib((gy - arch) / body["rib"] + body["phase"], 0.21) * expit((wall + 0.05 - side) / 0.015) * expit((side - 0.06) / 0.02)
+    front_arch = 0.34 * (body["wide"] - side) + 0.05 * side
+    front = _rib((gy + front_arch) / (body["rib"] * 1.15) + 0.4 + body["phase"], 0.24) * expit((wall + 0.02 - side) / 0.02) * expit((side - 0.32) / 0.05)
+    caged = expit((gy - body["apex"] + 0.05) / 0.02) * expit((base + 0.1 - gy) / 0.05)
+    bones = caged * (body["bone"] * back + body["front"] * front)
+    edge_wall = 0.1 * np.exp(-(((side - wall - 0.03) / 0.05) ** 2)) * above
+    collar_y = body["clavicle"][0] + 0.05 + body["clavicle"][1] * side + 0.1 * (side - 0.45) ** 2
+    collar = _tube((gy - collar_y) / 0.022) * expit((side - 0.12) / 0.02) * expit((0.78 - side) / 0.04)
+    spine = expit((body["spine"] - side) / 0.012) * (0.09 + 0.05 * (np.cos(2 * np.pi * gy / body["disc"]) > -0.6))
+    windpipe = expit((0.045 - np.abs(u + 0.02)) / 0.012) * expit((0.33 - gy) / 0.02)
+    belly = (1 - above) * (1 - in_heart)
+    bubble = np.exp(-(((u - 0.42) / 0.2) ** 4) - ((gy - dome - 0.07) / 0.045) ** 4) * left
+    fixed = bones + edge_wall + 0.1 * collar + spine + 0.17 * in_heart + 0.06 * stem + 0.12 * belly - 0.1 * windpipe
+    fixed = fixed - max(body["bubble"], 0) * bubble
+    hilum_x, hilum_y = np.where(left, 0.17, -0.17), 0.44
+    from_hilum = np.hypot((u - hilum_x) * 0.6, gy - hilum_y)
+    turn = np.arctan2(gy - hilum_y, (u - hilum_x) * 0.6) / (2 * np.pi)
+    depth = np.log(from_hilum + 0.03) / 4
+    branch = _ridges(_sampled(vessels, depth + 0.37 * left, turn), 0.35)
+    tree = branch * np.exp(-from_hilum / 0.16) * 1.5 + 1.2 * np.exp(-((from_hilum / 0.06) ** 2))
+    return dict(lung=lung, body=torso, fixed=fixed, vessels=tree, branch=branch, base=base, side=side, u=u, left=left, wall=wall, dome=dome)
+
+
+def _rib(phase: np.ndarray, half: float) -> np.ndarray:
+    """A rib's shadow as a function of its number: a tube, brighter along its cortex."""
+    off = np.abs((phase % 1) - 0.5)
+    return expit((half - off) / 0.03) * (0.55 + 0.45 * np.clip(off / half, 0, 1) ** 2)
+
+
+def _tube(off: np.ndarray) -> np.ndarray:
+    return expit((1 - np.abs(off)) / 0.12) * (0.6 + 0.4 * np.clip(np.abs(off), 0, 1) ** 2)
+
+
+def _pneumonia(rng: np.random.Generator, hard: float, edge: int) -> dict:
+    kind = str(rng.choice(["lobar", "patchy", "perihilar"], p=[0.4, 0.4, 0.2]))
+    foci = {"lobar": 1, "patchy": int(rng.integers(2, 5)), "perihilar": 2}[kind]
+    sides = rng.choice([-1, 1], foci) if kind != "perihilar" else np.array([-1, 1])
+    scale = _between(1.2, 0.8, hard)
+    return dict(
+        kind=kind, strength=rng.uniform(0.55, 0.95) * _between(1.1, 0.42, hard),
+        foci=[(s, *place, *radius) for s, place, radius in zip(sides, rng.uniform((0.2, 0.3), (0.85, 0.92), (foci, 2)), _radii(rng, kind, foci) * scale)],
+        upper=bool(rng.random() < 0.35), fissure=rng.normal(0, 0.12), mottle=_texture(rng, edge, slope=2.8, low=3, high=40), ragged=rng.uniform(0.15, 0.35),
+    )
+
+
+def _radii(rng: np.random.Generator, kind: str, n: int) -> np.ndarray:
+    low, high = {"lobar": (0.24, 0.36), "patchy": (0.1, 0.18), "perihilar": (0.2, 0.3)}[kind]
+    r = rng.uniform(low, high, n)
+    return np.column_stack([r, r * rng.uniform(0.5, 0.8, n)])
+
+
+def _pneumonia_insert(disease: dict, body: dict, parts: dict, gx: np.ndarray, gy: np.ndarray, own: np.random.Generator):
+    """Share of the air that is replaced by fluid (0…1), its mask, its strength, its kind."""
+    u, lung = parts["u"], parts["lung"]
+    rough = disease["ragged"] * disease["mottle"]
+    spread = np.exp(own.normal(0, 0.06))
+    filled = np.zeros_like(lung)
+    for side, across, down, rx, ry in disease["foci"]:
+        cy = body["apex"] + (body["base"] - body["apex"]) * down
+        cx = side * (0.16 + (0.85 * body["wide"] - 0.16) * across)
+        if disease["kind"] == "perihilar":
+            cx, cy = side * 0.26, 0.45
+        away = np.hypot((u - cx) / rx, (gy - cy) / ry) / spread
+        blob = expit((1 - away + rough) / 0.16) * (u * side > 0)
+        if disease["kind"] == "lobar":  # a lobe ends at its fissure
+            fissure = 0.5 + 0.05 * side + disease["fissure"] * (np.abs(u) - 0.4)
+            blob = blob * expit((fissure - gy if disease["upper"] else gy - fissure) / 0.012)
+            if not (blob * lung).max() > 0.3:  # it lay wholly on the other side of the fissure
+                blob = expit((1 - away + rough) / 0.16) * (u * side > 0)
+        filled = np.maximum(filled, blob)
+    texture = np.clip(1 + 0.22 * disease["mottle"], 0.3, 1.5)
+    bronchi = 1 - 0.45 * _ridges(parts["branch"] - 0.9, 0.25) * (disease["kind"] == "lobar")
+    opacity = np.clip(filled * disease["strength"] * texture * bronchi, 0, 0.97)
+    solid = filled * lung
+    mask = _largest(solid > 0.5 * solid.max())
+    return opacity, mask, disease["strength"], disease["kind"]
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """Without crumbs: regions of at least a sixth of the largest, and at least 0.1 % of the frame if there is one."""
+    parts, n = ndimage.label(mask)
+    if n < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return (sizes >= max(sizes.max() / 6, min(sizes.max(), mask.size // 1000)))[parts]
+
+
+_R = np.array([[int(c) for c in row] for row in ("11110", "10001", "10001", "11110", "10100", "10010", "10001")], np.float32)
+
+
+def _marker(grey: np.ndarray, marker: tuple) -> None:
+    shown, x, y = marker
+    if shown:
+        scale = max(1, grey.shape[0] // 128)
+        letter = np.kron(_R, np.ones((scale, scale), np.float32))
+        top, side = int(y * grey.shape[0]), int(x * grey.shape[0])
+        part = grey[top : top + letter.shape[0], side : side + letter.shape[1]]
+        np.maximum(part, 0.95 * letter, out=part)
+
+
+# --- cells --------------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """What makes a cell line: diameter (of the frame), length over width, share of rounded-up cells, outline's roughness, arms,
+    granularity, share of the frame covered, clustering (0 scattered, 1 islands), thickness (radians of phase), nucleus, vacuoles."""
+
+    diameter: float
+    length: float
+    rounded: float
+    rough: float
+    arms: float
+    grain: float
+    cover: float
+    islands: float
+    phase: float
+    nucleus: float
+    vacuoles: float
+
+
+#: Archetypes that a microscopist would tell apart; further lines lie between and around them.
+LINES = (
+    Line(0.10, 1.05, 0.95, 0.03, 0.0, 0.5, 0.25, 0.1, 2.2, 0.1, 0.1),  # suspension: small, round, bright-rimmed
+    Line(0.24, 3.6, 0.08, 0.08, 0.15, 0.35, 0.5, 0.2, 1.0, 0.5, 0.1),  # fibroblast: spindles
+    Line(0.30, 1.3, 0.05, 0.16, 0.5, 0.6, 0.45, 0.1, 0.8, 0.9, 0.3),  # spread: large, flat, granular
+    Line(0.15, 1.15, 0.05, 0.08, 0.05, 0.5, 0.85, 0.7, 0.9, 0.6, 0.1),  # epithelial: cobblestones in islands
+    Line(0.18, 1.6, 0.25, 0.12, 0.9, 0.4, 0.25, 0.1, 1.5, 0.3, 0.1),  # stellate, with arms
+    Line(0.13, 1.3, 0.45, 0.12, 0.1, 1.1, 0.55, 0.9, 1.7, 0.3, 0.9),  # grape-like clumps, vacuolated
+)
+
+
+def _line(label: int, classes: int, difficulty: float) -> Line:
+    """The line's mean parameters: an archetype, or a point between two; drawn towards the mean of all lines as it gets harder."""
+    table = np.array(LINES)
+    if label < len(LINES):
+        own = table[label]
+    else:
+        rng = np.random.default_rng([77, label])
+        a, b = rng.choice(len(LINES), 2, replace=False)
+        share = rng.uniform(0.3, 0.7)
+        own = (table[a] * share + table[b] * (1 - share)) * np.exp(rng.normal(0, 0.15, table.shape[1]))
+    pull = _between(0.0, 0.72, difficulty)
+    return Line(*np.where(np.arange(table.shape[1]) == 0, np.exp((1 - pull) * np.log(own) + pull * np.log(table).mean(0)) if (own > 0).all() and (table > 0).all() else (1 - pull) * own + pull * table.mean(0), (1 - pull) * own + pull * table.mean(0)))
+
+
+MICROSCOPES = ((0.9, 0.010, 1.0, 0.39), (1.35, 0.022, 0.75, 0.43))  # defocus, noise, contrast, grey
+
+
+def _cells(scene: Scene) -> list[Shot]:
+    """Brightfield: cells are phase objects; a little out of focus, phase becomes contrast with a halo (weak-object transfer function)."""
+    rng, edge, hard = scene.patient, scene.edge, scene.difficulty
+    line = _line(scene.label, 0, hard)
+    jitter = np.exp(rng.normal(0, _between(0.06, 0.16, hard), len(line)))
+    line = Line(*(np.array(line) * jitter))
+    area = np.pi / 4 * line.diameter**2
+    count = max(2, int(rng.poisson(min(line.cover, 0.95) * 1.35 / area)))
+    cells = _cell_table(rng, line, count)
+    granules = _texture(rng, edge, slope=1.0, low=30, high=0.45 * edge if edge < 200 else 90)
+    folds = _texture(rng, edge, slope=3.0, low=10, high=60)
+    debris = rng.uniform(0, 1, (int(rng.poisson(5)), 2)), rng.uniform(0.004, 0.01)
+    lamp = rng.normal(0, 1, 3) * (0.04, 0.04, 0.05)
+    focus = np.exp(rng.normal(0, 0.12))
+    shots = []
+    x, y = _grid(edge)
+    for own in scene.exposures():
+        moved = cells.copy()
+        moved[:, :2] += own.normal(0, 0.012, (len(cells), 2)) + own.normal(0, 0.006, 2)
+        moved[:, 4] += own.normal(0, 0.12, len(cells))
+        moved[:, 2:4] *= np.exp(own.normal(0, 0.04, (len(cells), 2)))
+        height = _cell_heights(moved, line, edge)
+        phase = height * (1 + 0.32 * line.grain * granules + 0.12 * folds * np.sqrt(line.grain))
+        for (px, py) in debris[0]:
+            phase = phase + 0.8 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / debris[1] ** 2)
+        defocus, noise, contrast, grey = MICROSCOPES[scene.center]
+        image = _defocused(phase, defocus * focus * np.exp(own.normal(0, 0.06)))
+        light = 1 + lamp[0] * (x - 0.5) + lamp[1] * (y - 0.5) + lamp[2] * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
+        image = grey * light * (1 + contrast * _between(1.15, 0.75, hard) * image)
+        image = image + noise * _between(0.6, 1.8, hard) * scene.factor**0.5 * own.standard_normal((edge, edge), dtype=np.float32)
+        shots.append(Shot(np.clip(image, 0, 1), None, "line", 0.0))
+    return shots
+
+
+def _cell_table(rng: np.random.Generator, line: Line, count: int) -> np.ndarray:
+    """One row a cell: x, y, half length, half width, angle, phase, rounded (0 or 1), seed of its outline."""
+    seeds = rng.uniform(-0.1, 1.1, (count * 3, 2))
+    if rng.random() < line.islands:  # grow islands around a few places
+        middle = rng.uniform(0, 1, (max(1, int(rng.integers(1, 4))), 2))
+        near = np.min(np.hypot(*(seeds[:, None] - middle[None]).transpose(2, 0, 1)), 1)
+        seeds = seeds[np.argsort(near + rng.normal(0, 0.08, len(near)), kind="stable")]
+    kept = []
+    apart = 0.72 * line.diameter / np.sqrt(max(line.length, 1)) ** 0.5
+    for point in seeds:
+        if len(kept) == count:
+            break
+        if not kept or np.min(np.hypot(*(np.array(kept) - point).T)) > apart:
+            kept.append(point)
+    xy = np.array(kept)
+    m = len(xy)
+    rounded = rng.random(m) < line.rounded
+    area = line.diameter * np.exp(rng.normal(0, 0.14, m)) / 2
+    stretch = np.where(rounded, 1.0, np.maximum(1, line.length * np.exp(rng.normal(0, 0.25, m))))
+    area = np.where(rounded, np.minimum(area, 0.062) * 0.85, area)
+    main = rng.uniform(0, np.pi)
+    angle = np.where(rng.random(m) < 0.6, main + rng.normal(0, 0.35, m), rng.uniform(0, np.pi, m))
+    phase = np.where(rounded, np.maximum(line.phase * 1.4, 2.2), line.phase) * np.exp(rng.normal(0, 0.15, m))
+    return np.column_stack([xy, area * np.sqrt(stretch), area / np.sqrt(stretch), angle, phase, rounded, rng.uniform(0, 1, m)]).astype(np.float64)
+
+
+def _cell_heights(cells: np.ndarray, line: Line, edge: int) -> np.ndarray:
+    """Optical thickness (edge, edge) in radians: every cell in a patch of its own, where cells meet the higher one."""
+    height = np.zeros((edge, edge), np.float32)
+    theta = np.arange(64) * 2 * np.pi / 64
+    for x, y, a, b, angle, phase, rounded, seed in cells:
+        rng = np.random.default_rng(int(seed * 2**40))
+        k = np.arange(2, 8)
+        wave = (rng.standard_normal(6) / k) @ np.cos(k[:, None] * theta + rng.uniform(0, 6.28, (6, 1)))
+        radius = np.exp((0.03 if rounded else 2.2 * line.rough) * wave)
+        if not rounded:
+            for _ in range(rng.poisson(line.arms * 3.5)):
+                turn = (theta - rng.uniform(0, 2 * np.pi) + np.pi) % (2 * np.pi) - np.pi
+                radius = radius + rng.uniform(0.5, 1.4) * np.exp(-((turn / 0.22) ** 2))
+        reach = a * radius.max() * 1.05
+        x0, x1 = max(0, int((x - reach) * edge)), min(edge, int((x + reach) * edge) + 2)
+        y0, y1 = max(0, int((y - reach) * edge)), min(edge, int((y + reach) * edge) + 2)
+        if x0 >= x1 or y0 >= y1:
+            continue
+        dx = ((np.arange(x0, x1, dtype=np.float32) + 0.5) / edge - x)[None, :]
+        dy = ((np.arange(y0, y1, dtype=np.float32) + 0.5) / edge - y)[:, None]
+        u = (dx * np.cos(angle) + dy * np.sin(angle)) / a
+        v = (dy * np.cos(angle) - dx * np.sin(angle)) / b
+        where = (np.arctan2(v, u) * (64 / (2 * np.pi))).astype(np.intp) % 64
+        ratio2 = (u * u + v * v) / (radius[where] ** 2)
+        dome = np.clip(1 - ratio2, 0, 1)
+        cap = np.sqrt(dome) if rounded else dome**0.6 * 0.7 + 0.3 * (dome > 0)
+        shape = phase * cap
+        if not rounded:
+            nx, ny = rng.uniform(-0.15, 0.15, 2)
+            d2 = ((u - nx) * a) ** 2 + ((v - ny) * b) ** 2
+            nr = 0.42 * b
+            shape = shape + phase * 0.7 * line.nucleus * (np.exp(-((d2 / nr**2) ** 2)) + 0.5 * np.exp(-d2 / (0.3 * nr) ** 2)) * (dome > 0)
+        for _ in range(rng.poisson(3 * line.vacuoles)):
+            vx, vy = rng.uniform(-0.55, 0.55, 2)
+            d2 = ((u - vx) * a) ** 2 + ((v - vy) * b) ** 2
+            shape = shape - 0.6 * phase * np.exp(-d2 / (0.18 * b) ** 2) * (dome > 0)
+        part = height[y0:y1, x0:x1]
+        np.maximum(part, shape, out=part)
+    return height
+
+
+def _defocused(phase: np.ndarray, defocus: float) -> np.ndarray:
+    """Relative contrast of a weak phase object: its spectrum times 2 sin(defocus · f²) under the envelope of partial coherence."""
+    edge = phase.shape[0]
+    fx, fy = _waves(edge)
+    f2 = (fx**2 + fy**2) / 32.0**2
+    transfer = -np.sin(0.9 * defocus * f2) * np.exp(-0.35 * defocus * f2) - 0.03
+    transfer[0, 0] = 0
+    return fft.irfft2(fft.rfft2(phase.astype(np.float32)) * transfer, s=phase.shape)
+
+
+# --- fractals -----------------------------------------------------------------------------------------------------------
+
+FILLING = 0.2  # least share of a 64 × 64 frame that an attractor must touch
+
+
+class System(NamedTuple):
+    """An iterated function system: maps (K, 2, 3) and their probabilities (K,)."""
+
+    maps: np.ndarray
+    chances: np.ndarray
+
+
+@lru_cache(maxsize=1024)
+def _system(label: int) -> System:
+    """The class's system: contractive maps, probabilities by determinant, drawn until the attractor fills its frame (Kataoka et al.
+    2022); the singular values are drawn as in Anderson & Farrell 2022, which rarely collapse."""
+    rng = np.random.default_rng([20220, label])
+    while True:
+        count = int(rng.integers(2, 6))
+        system = _random_system(rng, count)
+        points = _orbit(rng, system, chains=400, steps=45)
+        if np.isfinite(points).all() and _filling(points) >= FILLING:
+            return system
+
+
+def _random_system(rng: np.random.Generator, count: int) -> System:
+    while True:
+        singular = np.sort(rng.uniform(0, 1, (count, 2)))[:, ::-1]
+        if (5 + count) / 2 <= (singular @ (1, 2)).sum() <= (6 + count) / 2 and singular.max() < 0.95:
+            break
+    angle = rng.uniform(-np.pi, np.pi, (count, 2))
+    signs = rng.choice([-1.0, 1.0], (count, 1, 2))
+    left, right = _rotations(angle[:, 0]), _rotations(angle[:, 1])
+    linear = (left * singular[:, None, :] * signs) @ right
+    shift = rng.uniform(-1, 1, (count, 2, 1))
+    return _with_chances(np.concatenate([linear, shift], 2))
+
+
+def _rotations(angle: np.ndarray) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
+
+
+def _with_chances(maps: np.ndarray) -> System:
+    size = np.abs(np.linalg.det(maps[:, :, :2])) + 0.01
+    return System(maps, size / size.sum())
+
+
+def _orbit(rng: np.random.Generator, system: System, chains: int, steps: int, burn: int = 15) -> np.ndarray:
+    """Points (steps − burn, chains, 3): x, y and the number of the last map, by the chaos game of many chains at once."""
+    point = np.zeros((chains, 2))
+    out = np.empty((steps - burn, chains, 3), np.float32)
+    bounds = np.cumsum(system.chances)[:-1]
+    for step in range(steps):
+        pick = np.searchsorted(bounds, rng.random(chains, dtype=np.float32))
+        m = system.maps[pick]
+        point = np.stack([m[:, 0, 0] * point[:, 0] + m[:, 0, 1] * point[:, 1] + m[:, 0, 2],
+                          m[:, 1, 0] * point[:, 0] + m[:, 1, 1] * point[:, 1] + m[:, 1, 2]], 1)
+        if step >= burn:
+            out[step - burn, :, :2], out[step - burn, :, 2] = point, pick
+    return out
+
+
+def _framed(points: np.ndarray) -> np.ndarray:
+    """x and y (n, 2), scaled to 0…1 by the box that holds 98 % of the points."""
+    xy = points[..., :2].reshape(-1, 2)
+    low, high = np.percentile(xy[:: max(1, len(xy) // 4000)], [1, 99], axis=0)
+    middle, span = (low + high) / 2, np.max(high - low) * 1.12 + 1e-6
+    return (xy - middle) / span + 0.5
+
+
+def _filling(points: np.ndarray) -> float:
+    xy = np.floor(_framed(points) * 64).astype(int)
+    inside = ((xy >= 0) & (xy < 64)).all(1)
+    return len(np.unique(xy[inside] @ (64, 1))) / 64**2
+
+
+def _fractals(scene: Scene) -> list[Shot]:
+    """The attractor of the class's system with perturbed parameters, turned, scaled and coloured at random."""
+    rng, edge, hard = scene.patient, scene.edge, scene.difficulty
+    system = _system(scene.label)
+    for _ in range(20):  # a perturbed system may leave contraction
+        factor = 1 + rng.uniform(-1, 1, system.maps.shape) * _between(0.05, 0.3, hard)
+        maps = system.maps * factor
+        if np.linalg.norm(maps[:, :, :2], 2, axis=(1, 2)).max() < 0.98:
+            break
+    else:
+        maps = system.maps
+    density = edge * edge * 3
+    points = _orbit(rng, _with_chances(maps), chains=density // 40, steps=55)
+    xy = _framed(points) - 0.5
+    angle = rng.uniform(-1, 1) * _between(0.2, 1.2, hard)
+    xy = xy @ _rotations(np.array([angle]))[0].T * rng.uniform(0.75, 1.05) + 0.5 + rng.normal(0, 0.03, 2)
+    ij = np.floor(xy * edge).astype(np.intp)
+    inside = ((ij >= 0) & (ij < edge)).all(1)
+    flat = ij[inside, 1] * edge + ij[inside, 0]
+    hits = np.bincount(flat, minlength=edge * edge).astype(np.float32)
+    palette = _palette(rng, len(maps))
+    last = points[..., 2].reshape(-1).astype(np.intp)[inside]
+    colour = np.stack([np.bincount(flat, palette[last, c], minlength=edge * edge) for c in range(3)], 1) / np.maximum(hits, 1)[:, None]
+    light = np.log1p(hits) / np.log1p(np.percentile(hits[hits > 0], 97))
+    image = (np.clip(light, 0, 1)[:, None] * colour).reshape(edge, edge, 3).astype(np.float32)
+    blur, noise, contrast = ((0.0, 0.015, 1.0), (0.006, 0.04, 0.75))[scene.center]
+    if blur:
+        image = ndimage.gaussian_filter(image, (blur * edge, blur * edge, 0), truncate=3.0)
+    own = scene.exposures()[0]
+    image = image * contrast + noise * _between(0.5, 2.0, hard) * scene.factor**0.5 * own.standard_normal(image.shape, dtype=np.float32)
+    return [Shot(np.clip(image, 0, 1), None, "attractor", 0.0)]
+
+
+def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Colours (count, 3) near one random hue: colour tells nothing about the class."""
+    hue = (rng.uniform(0, 1) + rng.normal(0, 0.12, count)) % 1
+    wheel = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    return (1 - rng.uniform(0.1, 0.8)) * (1 - wheel) + wheel
+
+
+MODELS: dict[str, Model] = {
+    "ultrasound": Model(_ultrasound, ("normal", "benign", "malignant"), "patient", masks=True),
+    "mammogram": Model(_mammogram, ("normal", "lesion"), "patient", masks=True),
+    "chest": Model(_chest, ("normal", "pneumonia"), "patient", masks=True),
+    "cells": Model(_cells, (), "well", masks=False, n_classes=6, word="line"),
+    "fractals": Model(_fractals, (), "image", masks=False, channels=3, grouped=False, n_classes=10, word="system"),
+}
