@@ -326,6 +326,16 @@ def test_logme_is_never_below_the_evidence_of_features_that_say_nothing(seed):
     assert logme(rng.normal(size=(30, 3)), y) >= null - 1e-12
 
 
+def test_logme_rises_as_the_features_come_to_hold_the_labels():
+    f, y = draw(10)
+    noise = np.random.default_rng(0).normal(size=(len(y), 3))
+    values = [logme(np.hstack([f, np.eye(3)[y] + scale * noise]), y) for scale in (1e-1, 1e-3, 1e-5, 1e-7)]
+    steps = np.diff(values)
+    assert (steps > 0).all()
+    # A hundredth of the noise adds log 100 to the log density of every image outside the few dimensions of F.
+    assert steps[1:] == pytest.approx(math.log(100) * (1 - f.shape[1] / len(y)), rel=0.2)
+
+
 def test_logme_refuses_labels_that_the_features_contain():
     f, y = draw(10)
     with pytest.raises(MstlError, match="exact linear function of the features"):
@@ -421,6 +431,16 @@ def test_parc_equals_its_formula_and_ignores_shift_scale_and_order(seed):
     assert -100 <= parc(f, y) <= 100
 
 
+def test_parc_of_two_features_sees_only_the_sign_of_their_contrast():
+    # Two standardised features correlate images with ±1; rounding must not make an order of equal distances.
+    f, y = draw(19, n=60, d=2)
+    z = (f - f.mean(axis=0)) / f.std(axis=0)
+    sign = z[:, 0] > z[:, 1]
+    upper = np.triu_indices(60, 1)
+    exact = stats.spearmanr((sign[:, None] != sign)[upper], (y[:, None] != y)[upper])[0]
+    assert parc(f, y) == pytest.approx(100 * exact, rel=1e-9)
+
+
 def test_parc_of_a_part_is_fixed_by_its_seed_keeps_every_class_and_is_near_parc_of_all():
     f, y = draw(15, n=600, signal=3)
     y[y == 2] = 1
@@ -462,11 +482,11 @@ def test_coefficients_equal_those_of_scipy_with_and_without_ties(seed, ties):
     x, y = rng.normal(size=(2, 15))
     if ties:
         x, y = np.round(x), np.round(y)
-    found = agreement(x, y, n_resamples=10)
-    assert found.pearson.value == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-12)
-    assert found.kendall.value == pytest.approx(stats.kendalltau(x, y)[0], abs=1e-12)
-    assert found.weighted_kendall.value == pytest.approx(stats.weightedtau(x, y)[0], abs=1e-12)
-    assert found.pearson.p_value == stats.pearsonr(x, y).pvalue and found.weighted_kendall.p_value is None
+    found = agreement(x, y, n_resamples=100)
+    assert found.pearson.estimate == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-12)
+    assert found.kendall.estimate == pytest.approx(stats.kendalltau(x, y)[0], abs=1e-12)
+    assert found.weighted_kendall.estimate == pytest.approx(stats.weightedtau(x, y)[0], abs=1e-12)
+    assert (found.pearson_p_value, found.kendall_p_value) == (stats.pearsonr(x, y).pvalue, stats.kendalltau(x, y).pvalue)
 
 
 def test_resamples_by_counts_equal_resamples_by_rows():
@@ -484,10 +504,11 @@ def test_resamples_by_counts_equal_resamples_by_rows():
 def test_three_checkpoints_in_perfect_order_say_nothing():
     found = agreement([0.1, 0.2, 0.4], [0.70, 0.74, 0.80])
     assert found.n == 3 and not found.enough
-    assert found.pearson.value > 0.99 and found.kendall.value == 1
+    assert found.pearson.estimate > 0.99 and found.kendall.estimate == 1
     assert (found.pearson.low, found.pearson.high) == (-1, 1)
     assert found.kendall.low == pytest.approx(-0.95) and found.weighted_kendall.low == pytest.approx(-0.95)
-    assert found.kendall.p_value == pytest.approx(1 / 3)
+    assert found.kendall_p_value == pytest.approx(1 / 3)
+    assert "no evidence" in str(found.kendall)
 
 
 def test_a_perfect_ranking_has_an_interval_of_positive_width_that_narrows_with_n():
@@ -514,8 +535,8 @@ def test_groups_of_dependent_checkpoints_widen_the_interval():
     arm = np.repeat(np.arange(6), 8)
     x, y = rng.normal(size=6)[arm] + 0.05 * rng.normal(size=48), rng.normal(size=6)[arm] + 0.05 * rng.normal(size=48)
     alone, grouped = agreement(x, y), agreement(x, y, groups=arm)
-    assert grouped.groups == 6 and not grouped.enough and alone.enough
-    assert grouped.kendall.value == alone.kendall.value and grouped.kendall.p_value is None
+    assert grouped.n_groups == 6 and not grouped.enough and alone.enough
+    assert grouped.kendall.estimate == alone.kendall.estimate and grouped.kendall_p_value is None
     assert grouped.kendall.high - grouped.kendall.low > 1.5 * (alone.kendall.high - alone.kendall.low)
 
 
@@ -533,18 +554,18 @@ def runs(reliability_of_one, n, seeds, rng):
 def test_the_ceiling_reproduces_the_published_caps_on_kendalls_tau():
     # 0.75 with 4 runs fixes the reliability of one run at 0.592; 0.87 with 16 then follows.
     table = runs(0.592, 400, 4, np.random.default_rng(1))
-    assert reliability_ceiling(table, n_simulations=100).kendall.value == pytest.approx(0.75, abs=0.03)
-    assert reliability_ceiling(table, averaged=16, n_simulations=100).kendall.value == pytest.approx(0.87, abs=0.02)
+    assert reliability_ceiling(table, n_simulations=100).kendall.estimate == pytest.approx(0.75, abs=0.03)
+    assert reliability_ceiling(table, averaged=16, n_simulations=100).kendall.estimate == pytest.approx(0.87, abs=0.02)
 
 
 def test_the_ceiling_follows_attenuation_and_its_two_estimates_of_reliability_agree():
     table = runs(0.5, 500, 6, np.random.default_rng(2))
     found = reliability_ceiling(table, n_simulations=100)
-    assert found.reliability.value == pytest.approx(6 * 0.5 / (1 + 5 * 0.5), abs=0.03)
-    assert found.reliability.low < found.reliability.value < found.reliability.high
-    assert found.split_half == pytest.approx(found.reliability.value, abs=0.02)
-    assert found.pearson.value == pytest.approx(math.sqrt(found.reliability.value), abs=0.01)
-    assert found.kendall.value == pytest.approx(2 / math.pi * math.asin(math.sqrt(found.reliability.value)), abs=0.02)
+    assert found.reliability.estimate == pytest.approx(6 * 0.5 / (1 + 5 * 0.5), abs=0.03)
+    assert found.reliability.low < found.reliability.estimate < found.reliability.high
+    assert found.split_half == pytest.approx(found.reliability.estimate, abs=0.02)
+    assert found.pearson.estimate == pytest.approx(math.sqrt(found.reliability.estimate), abs=0.01)
+    assert found.kendall.estimate == pytest.approx(2 / math.pi * math.asin(math.sqrt(found.reliability.estimate)), abs=0.02)
 
 
 def test_the_interval_of_reliability_covers_the_truth_near_its_level():
@@ -554,18 +575,26 @@ def test_the_interval_of_reliability_covers_the_truth_near_its_level():
     assert 0.92 <= np.mean([f.low <= truth <= f.high for f in found]) <= 0.98
 
 
+def test_reliability_equals_the_intraclass_correlations_of_shrout_and_fleiss():
+    table = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    one_way = reliability_ceiling(table, averaged=1, n_simulations=1).reliability
+    assert (one_way.estimate, one_way.low, one_way.high) == pytest.approx((0.1657, 0, 0.7226), abs=1e-4)  # low is −0.13, cut at 0
+    common = reliability_ceiling(table, averaged=1, common_seeds=True, n_simulations=1).reliability
+    assert (common.estimate, common.low, common.high) == pytest.approx((0.7148, 0.3425, 0.9459), abs=1e-4)
+
+
 def test_a_shift_common_to_all_checkpoints_of_a_seed_is_removed_when_seeds_are_common():
     table = runs(0.8, 30, 4, np.random.default_rng(4)) + 5 * np.arange(4)
-    assert reliability_ceiling(table, common_seeds=True, n_simulations=50).reliability.value > 0.85
-    assert reliability_ceiling(table, n_simulations=50).reliability.value < 0.2
+    assert reliability_ceiling(table, common_seeds=True, n_simulations=50).reliability.estimate > 0.85
+    assert reliability_ceiling(table, n_simulations=50).reliability.estimate < 0.2
 
 
 def test_runs_without_noise_have_no_ceiling_and_runs_of_noise_alone_a_ceiling_of_zero():
     certain = reliability_ceiling(np.repeat([[0.7], [0.8], [0.85], [0.9]], 3, axis=1))
-    assert (certain.pearson.value, certain.kendall.value, certain.within, certain.reliability.low) == (pytest.approx(1), 1, 0, 1)
+    assert (certain.pearson.estimate, certain.kendall.estimate, certain.within, certain.reliability.low) == (pytest.approx(1), 1, 0, 1)
     noise = np.array([[1.0, -1.0], [2.0, -2.0], [-1.0, 1.0], [3.0, -3.0]])
     nothing = reliability_ceiling(noise)
-    assert (nothing.pearson.value, nothing.kendall.value, nothing.reliability.value, nothing.between) == (0, 0, 0, 0)
+    assert (nothing.pearson.estimate, nothing.kendall.estimate, nothing.reliability.estimate, nothing.between) == (0, 0, 0, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- refusals
@@ -646,7 +675,7 @@ def test_options_out_of_range_are_refused_with_a_sentence():
         (lambda: agreement([1, 2], [1, 2]), "at least 3"),
         (lambda: agreement([1, 1, 1], [1, 2, 3]), "scores is the same"),
         (lambda: agreement([1, 2, np.inf], [1, 2, 3]), "not finite"),
-        (lambda: agreement([1, 2, 3], [1, 2, 3], groups=[0, 0, 1]), "2 groups"),
+        (lambda: agreement([1, 2, 3], [1, 2, 3], groups=[0, 0, 1]), "groups has 2 distinct"),
         (lambda: agreement([1, 2, 3], [1, 2, 3], level=95), "level"),
         (lambda: reliability_ceiling(table[:2]), r"shape \(2, 3\)"),
         (lambda: reliability_ceiling(table[:, :1]), r"shape \(4, 1\)"),

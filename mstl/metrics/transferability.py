@@ -1,6 +1,7 @@
 """Transferability: how well will a source model do on a target, judged before the target is trained?
 
-Every measure is a pure function of arrays to one float, larger is better, computed in float64 on the target's *training* part.
+Every measure is a pure function of arrays to one float, larger is better, computed in float64 on the target's
+*training* part.
 
 ====================  =========================================  ====================================================
 measure               reads                                      range, and what it means
@@ -14,26 +15,29 @@ measure               reads                                      range, and what
 ``parc``              features                                   −100 to 100
 ====================  =========================================  ====================================================
 
-Compare candidates within one target only; LEEP and NCE only between source heads with the same number of classes; a model that
-was never trained on a source has no source head, so only the feature measures apply. :func:`agreement` says how well a measure followed the
-performance that was reached, :func:`reliability_ceiling` how well any measure could have.
+Compare candidates within one target only; LEEP and NCE only between source heads with the same number of classes; a
+model that was never trained on a source has no source head, so only the feature measures apply. :func:`agreement`
+says how well a measure followed the performance that was reached, :func:`reliability_ceiling` how well any measure
+could have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mstl.errors import MstlError
+from mstl.metrics._check import codes, fraction, one_of, resamples
+from mstl.metrics._estimate import Estimate, joined
 
 Floats = NDArray[np.float64]
 
-ENOUGH_CHECKPOINTS = 12  # below this, agreement says next to nothing: at n = 3 Kendall's tau spans −1 to 1 whatever the truth
+ENOUGH_CHECKPOINTS = 12  # with a true r of 0.7, Kendall's tau spans −1…1 at n = 3 and 0.12…0.79 at n = 12
+COEFFICIENTS = ("Pearson's r", "Kendall's tau", "weighted tau")
 
 
 # ---------------------------------------------------------------------------------------------- from the source head
@@ -42,13 +46,14 @@ ENOUGH_CHECKPOINTS = 12  # below this, agreement says next to nothing: at n = 3 
 def leep(source_probs: ArrayLike, labels: ArrayLike) -> float:
     """Log expected empirical prediction (Nguyen et al., ICML 2020, eq. 2).
 
-    With θ_i(z) the probability that the source head gives image i for source class z:
+    With θ_i(z) the probability that the source head gives image i for source class z,
     P(y, z) = 1/N Σ_i θ_i(z) [y_i = y] and LEEP = 1/N Σ_i log Σ_z P(y_i | z) θ_i(z).
 
-    ``source_probs`` (N, K ≥ 2), every row a distribution (rows that miss 1 by less than 1e-4, as float32 does, are rescaled);
-    ``labels`` (N,) of at least two classes. From −H(Y) to 0: P(y | z) is one step of expectation–maximisation from P(y), so it never
-    explains the labels worse than their frequencies do. Raises :class:`MstlError` for wrong shapes, values that are not finite, negative
-    probabilities, rows that do not sum to 1, a single class.
+    ``source_probs`` (N, K ≥ 2), every row a distribution (rows that miss 1 by less than 1e-4, as float32 does, are
+    rescaled); ``labels`` (N,) of at least two classes. From −H(Y) to 0: P(y | z) is one step of
+    expectation–maximisation from P(y), so it never explains the labels worse than their frequencies do. Raises
+    :class:`MstlError` for wrong shapes, values that are not finite, negative probabilities, rows that do not sum to
+    1, a single class.
     """
     theta = _probabilities(source_probs)
     return _expected_prediction(theta, _classes(labels, len(theta), "source_probs"))
@@ -57,8 +62,9 @@ def leep(source_probs: ArrayLike, labels: ArrayLike) -> float:
 def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
     """Negative conditional entropy (Tran et al., ICCV 2019): −H(Y | Z) = Σ_{y,z} P(y, z) log P(y | z), in nats.
 
-    ``source_labels`` (N,): the source class that the source head predicts (the argmax of θ); ``labels`` (N,) of at least two classes.
-    Pairs that never occur contribute 0. From −H(Y) to 0. Raises :class:`MstlError` for wrong shapes, missing values, a single target class.
+    ``source_labels`` (N,): the source class that the source head predicts (the argmax of θ); ``labels`` (N,) of at
+    least two classes. Pairs that never occur contribute 0. From −H(Y) to 0. Raises :class:`MstlError` for wrong
+    shapes, missing values, a single target class.
     """
     z = _column(source_labels, "source_labels")
     y = _classes(labels, len(z), "source_labels")
@@ -75,13 +81,14 @@ def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
 def h_score(features: ArrayLike, labels: ArrayLike, *, shrinkage: bool = True) -> float:
     """H-score (Bao et al., ICIP 2019), by default in its shrunken form (Ibrahim, Ponomareva & Mazumder, 2021).
 
-    Plain: tr(cov(f)⁺ cov(E[f | y])). It equals C − 1 for *any* labels once N ≤ D + 1 and the features are in general position, so it is only
-    for N ≫ D. Shrunken: tr(Σ_α⁻¹ (1 − α) cov(E[f | y])) with Σ_α = (1 − α) S + α tr(S)/D I, the Ledoit–Wolf covariance (S divides by N);
-    the covariance of the class means, one row an image, divides by N − 1.
+    Plain: tr(cov(f)⁺ cov(E[f | y])). It equals C − 1 for *any* labels once N ≤ D + 1 and the features are in general
+    position, so it is only for N ≫ D. Shrunken: tr(Σ_α⁻¹ (1 − α) cov(E[f | y])) with Σ_α = (1 − α) S + α tr(S)/D I,
+    the Ledoit–Wolf covariance. S divides by N, the covariance of the class means (one row an image) by N − 1.
 
-    ``features`` (N, D), ``labels`` (N,). Between 0 and C − 1. Unchanged by shifts and rotations of the features, the plain form by every
-    invertible linear map. One Cholesky factor (plain: one eigendecomposition) of order min(N, D). Raises :class:`MstlError` for wrong shapes, values that
-    are not finite, features that never vary, a single class.
+    ``features`` (N, D), ``labels`` (N,). From 0 to C − 1 (shrunken: times N/(N − 1)). Unchanged by shifts and
+    rotations of the features, the plain form by every invertible linear map. One Cholesky factor (plain: one
+    eigendecomposition) of order min(N, D). Raises :class:`MstlError` for wrong shapes, values that are not finite,
+    features that never vary, a single class.
     """
     f, y = _checked(features, labels)
     centred = f - f.mean(axis=0)
@@ -91,7 +98,7 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrinkage: bool = True) -
         alpha = _ledoit_wolf(centred, gram)
         if alpha > 0:
             ridge = alpha * np.einsum("ij,ij->", centred, centred) / (n * d)
-            means = _indicators(y, scaled=True)  # columns [y_i = c] / sqrt(n_c), so means meansᵀ maps an image to its class's mean
+            means = _indicators(y, scaled=True)  # means meansᵀ replaces every image by the mean of its class
             matrix = (1 - alpha) / n * gram
             matrix[np.diag_indices_from(matrix)] += ridge
             sums = gram @ means if rows else centred.T @ means
@@ -104,27 +111,32 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrinkage: bool = True) -
 
 
 def logme(features: ArrayLike, labels: ArrayLike) -> float:
-    """Logarithm of the maximum evidence (You et al., ICML 2021): the mean over classes of max_{α,β} log p(y_c | F, α, β) / N.
+    """Logarithm of the maximum evidence (You et al., ICML 2021): the mean over classes of max log p(y_c | F, α, β) / N.
 
-    For each class, its 0/1 indicator y_c ~ N(F w, I/β) with w ~ N(0, I/α), hence y_c ~ N(0, I/β + F Fᵀ/α). In the coordinates of F's
-    singular vectors this is a product, 1/β has a closed form for every ratio β/α, and the ratio is searched over its whole range and then refined:
-    the global maximum of possibly several, limits included, also where N < D. (The published fixed-point code climbs to the maximum nearest to α = β = 1,
-    stops early, and leaves out −½ (D − N) log α where N < D.)
+    For each class, its 0/1 indicator y_c ~ N(F w, I/β) with w ~ N(0, I/α), hence y_c ~ N(0, I/β + F Fᵀ/α). In the
+    coordinates of F's singular vectors this is a product, 1/β has a closed form for every ratio β/α, and the ratio is
+    searched over its whole range and then refined: the global maximum of possibly several, limits included, also
+    where N < D. (The published fixed-point code climbs to the maximum nearest to α = β = 1, stops early, and leaves
+    out −½ (D − N) log α where N < D.)
 
-    ``features`` (N, D), not centred; ``labels`` (N,). Unchanged by rotations and by one common factor of the features, not by shifts. Cost: one Gram
-    matrix and eigendecomposition of order min(N, D); where squaring would lose figures, a QR and an SVD of that order as well. Raises
-    :class:`MstlError` for wrong shapes, values that are not finite, features that never vary, a single class, and labels that are an exact linear
-    function of the features while F has fewer than N independent rows (a label among the features, or exact copies of an image): the evidence is then infinite.
+    ``features`` (N, D), not centred; ``labels`` (N,). Unchanged by rotations and by one common factor of the
+    features, not by shifts. Cost: one Gram matrix and eigendecomposition of order min(N, D); where squaring would
+    lose figures, a QR and an SVD of that order as well. Raises :class:`MstlError` for wrong shapes, values that are
+    not finite, features that never vary, a single class, and labels that are an exact linear function of the features
+    while F has fewer than N independent rows (a label among the features, or exact copies of an image): the evidence
+    is then infinite.
     """
     f, y = _checked(features, labels)
     targets = _indicators(y)
-    power, projections, residual = _spectrum(f[:, f.any(axis=0)], targets)
+    silent = ~f.any(axis=0)
+    power, projections, residual = _spectrum(f[:, ~silent] if silent.any() else f, targets)
     if len(power) < len(y) and residual.min() <= 1e-20 * len(y):
         raise MstlError(
             "LogME has no maximum: the labels are an exact linear function of the features, "
             "so look for exact copies among the images or for the label among the features, and drop them"
         )
-    return float(np.mean([_maximum_evidence(power, z**2, rest, len(y)) for z, rest in zip(projections.T, residual)]) / len(y))
+    evidences = [_maximum_evidence(power, z**2, float(rest), len(y)) for z, rest in zip(projections.T, residual)]
+    return float(np.mean(evidences) / len(y))
 
 
 def gbc(
@@ -135,19 +147,19 @@ def gbc(
     components: int | None = None,
     floor: float = 1e-4,
 ) -> float:
-    """Gaussian Bhattacharyya coefficient (Pándy et al., CVPR 2022): −Σ_{a≠b} exp(−D_B(a, b)) over ordered pairs of classes.
+    """Gaussian Bhattacharyya coefficient (Pándy et al., CVPR 2022): −Σ_{a≠b} exp(−D_B(a, b)) over ordered pairs.
 
-    With a Gaussian fitted to each class and Σ = (Σ_a + Σ_b)/2:
-    D_B = ⅛ (μ_a − μ_b)ᵀ Σ⁻¹ (μ_a − μ_b) + ½ log(|Σ| / sqrt(|Σ_a| |Σ_b|)).
-    ``"diagonal"`` keeps a variance a feature, ``"spherical"`` their mean; the log term of a spherical Gaussian counts all D dimensions.
+    With a Gaussian fitted to each class and Σ = (Σ_a + Σ_b)/2,
+    D_B = ⅛ (μ_a − μ_b)ᵀ Σ⁻¹ (μ_a − μ_b) + ½ log(|Σ| / sqrt(|Σ_a| |Σ_b|)). ``"diagonal"`` keeps a variance a feature,
+    ``"spherical"`` their mean; the log term of a spherical Gaussian counts all D dimensions.
 
-    ``features`` (N, D), ``labels`` (N,); variances divide by n and are at least ``floor``. ``components`` first keeps that many principal
-    components (the paper: 64), which is advisable for deep features: with hundreds of dimensions every exp(−D_B) is 0 in floating point and candidates
-    tie. From −C(C − 1) to 0. Raises :class:`MstlError` for wrong shapes, values that are not finite, features that never vary, a single class, options out of range.
+    ``features`` (N, D), ``labels`` (N,); variances divide by n and are at least ``floor``. ``components`` first keeps
+    that many principal components (the paper: 64), which is advisable for deep features: with hundreds of dimensions
+    every exp(−D_B) can be 0 in floating point, and candidates tie. From −C(C − 1) to 0. Raises :class:`MstlError` for
+    wrong shapes, values that are not finite, features that never vary, a single class, options out of range.
     """
     f, y = _checked(features, labels)
-    if covariance not in ("spherical", "diagonal"):
-        raise MstlError(f"covariance is {covariance!r}: use 'spherical' or 'diagonal'")
+    one_of(covariance, ("spherical", "diagonal"), "covariance")
     if not floor > 0:
         raise MstlError(f"floor is {floor}: a variance needs a positive lower bound, for example 1e-4")
     if components is not None:
@@ -178,21 +190,29 @@ def nleep(
 ) -> float:
     """N-LEEP (Li et al., CVPR 2021): LEEP of the responsibilities of a Gaussian mixture in place of a source head.
 
-    Principal components that hold the share ``energy`` of the variance (None: the features as they are) → a mixture of
-    ``components_per_class`` · C Gaussians with full covariances (scikit-learn, started by k-means with ``seed``) → :func:`leep`.
+    Principal components that hold the share ``energy`` of the variance (None: the features as they are) → a mixture
+    of ``components_per_class`` · C Gaussians with full covariances (scikit-learn, started by k-means with ``seed``) →
+    :func:`leep`.
 
-    ``features`` (N, D), ``labels`` (N,). From −H(Y) to 0. The mixture has many parameters: with a few dozen images a class its components settle on single
-    images and the value drifts to 0. Raises :class:`MstlError` for wrong shapes, values that are not finite, features that never vary, a single class,
-    options out of range, fewer images than mixture components.
+    ``features`` (N, D), ``labels`` (N,). From −H(Y) to 0. The mixture has many parameters: with a few dozen images a
+    class its components settle on single images and the value drifts to 0. Raises :class:`MstlError` for wrong
+    shapes, values that are not finite, features that never vary, a single class, options out of range, fewer images
+    than mixture components.
     """
     from sklearn.mixture import GaussianMixture
 
     f, y = _checked(features, labels)
     if energy is not None and not 0 < energy <= 1:
-        raise MstlError(f"energy is {energy}: the share of variance to keep lies above 0 and at most at 1, or is None for all features")
+        raise MstlError(
+            f"energy is {energy}: the share of variance to keep lies above 0 and at most at 1, "
+            "or is None for all features"
+        )
     count = _positive(components_per_class, "components_per_class") * (y.max() + 1)
     if count < 2 or count > len(f):
-        raise MstlError(f"N-LEEP fits {count} mixture components to {len(f)} images: use at least as many images, or a smaller components_per_class")
+        raise MstlError(
+            f"N-LEEP fits {count} mixture components to {len(f)} images: use at least as many images, "
+            "or a smaller components_per_class"
+        )
     if energy is not None:
         f = _principal_components(f, energy=energy)
     return _expected_prediction(GaussianMixture(count, random_state=seed).fit(f).predict_proba(f), y)
@@ -208,11 +228,13 @@ def transrate(
     """TransRate (Huang et al., ICML 2022): R(F, ε) − Σ_c w_c R(F_c, ε), with R(F, ε) = ½ log det(I + Fᵀ F / (n ε)).
 
     F is centred once, over all images, F_c are its n rows of class c. ``weights`` w_c sum to 1: ``"uniform"`` is the
-    paper's plain mean over classes, which a small class biases (its rate is limited by its few images); ``"frequency"`` weighs classes by their size, as the
-    mutual information that the measure stands for does; or one non-negative number a class, in sorted order of the labels.
+    paper's plain mean over classes, which a small class biases (its rate is limited by its few images);
+    ``"frequency"`` weighs classes by their size, as the mutual information that the measure stands for does; or one
+    non-negative number a class, in sorted order of the labels.
 
-    ``features`` (N, D), ``labels`` (N,), ``eps`` > 0 the squared distortion in the features' units. In nats. Unchanged by shifts and rotations.
-    Raises :class:`MstlError` for wrong shapes, values that are not finite, features that never vary, a single class, options out of range.
+    ``features`` (N, D), ``labels`` (N,), ``eps`` > 0 the squared distortion in the features' units. In nats.
+    Unchanged by shifts and rotations. Raises :class:`MstlError` for wrong shapes, values that are not finite,
+    features that never vary, a single class, options out of range.
     """
     f, y = _checked(features, labels)
     if not eps > 0:
@@ -233,12 +255,15 @@ def parc(
 ) -> float:
     """PARC, pairwise annotation representation comparison (Bolya, Mittapalli & Hoffman, NeurIPS 2021).
 
-    100 · Spearman's correlation, over all pairs of images, between 1 − corr of their standardised features and 1 − corr of their one-hot labels.
+    100 · Spearman's correlation, over all pairs of images, between 1 − corr of their standardised features and 1 −
+    corr of their one-hot labels.
 
-    ``features`` (N, D ≥ 2), ``labels`` (N,). Pairs grow with N², so above ``max_samples`` images a random part of that size, stratified by class and fixed by
-    ``seed``, is used; ``components`` first keeps that many principal components (the paper: 32). From −100 to 100. Unchanged by a shift or a scale of each
-    feature. An image at the mean of every feature counts as uncorrelated with all others. Raises :class:`MstlError` for wrong shapes, values that are
-    not finite, features that never vary, fewer than 2 features or 3 images, a single class, options out of range.
+    ``features`` (N, D ≥ 2), ``labels`` (N,). Pairs grow with N², so above ``max_samples`` images a random part of
+    that size, stratified by class and fixed by ``seed``, is used; ``components`` first keeps that many principal
+    components (the paper: 32). From −100 to 100. Unchanged by a shift or a scale of each feature. An image at the
+    mean of every feature counts as uncorrelated with all others. Raises :class:`MstlError` for wrong shapes, values
+    that are not finite, features that never vary, fewer than 2 features or 3 images, a single class, options out of
+    range.
     """
     from scipy.stats import rankdata
 
@@ -246,10 +271,16 @@ def parc(
     if components is not None:
         f = _principal_components(f, count=components)
     if f.shape[1] < 2:
-        raise MstlError("PARC correlates images over their features and needs at least 2 of them, here is 1: use another measure")
+        raise MstlError(
+            "PARC correlates images over their features and needs at least 2 of them, here is 1: "
+            "use another measure"
+        )
     limit = _positive(max_samples, "max_samples")
     if limit < max(3, y.max() + 1):
-        raise MstlError(f"max_samples is {limit}: PARC needs at least 3 images and one of each of the {y.max() + 1} classes")
+        raise MstlError(
+            f"max_samples is {limit}: "
+            f"PARC needs at least 3 images and one of each of the {y.max() + 1} classes"
+        )
     if len(f) < 3:
         raise MstlError("PARC compares pairs of images and needs at least 3 images, here are 2")
     if len(f) > limit:
@@ -257,11 +288,15 @@ def parc(
         f, y = f[part], y[part]
     f = (f - f.mean(axis=0)) / np.where(_varying(f), f.std(axis=0), np.inf)
     upper = np.triu_indices(len(f), 1)
-    distance = rankdata(1 - _row_correlations(f)[upper])
-    # Two one-hot rows correlate with 1 (same class) or with one lower value, so their ranks are a linear function of "differs".
+    distance = rankdata(np.round(1 - _row_correlations(f)[upper], 13))  # rounded, so that equal distances tie
+    # One-hot rows are at distance 0 (same class) or at one other, so "differs" ranks as they do. Computing 1 − corr of
+    # them instead leaves 1e-16 for some classes, which Spearman would take for an order among pairs of one class.
     differs = (y[:, None] != y)[upper].astype(np.float64)
     if differs.all() or not np.ptp(distance):
-        raise MstlError("PARC is undefined: no two images share a class, or all images are equally far apart: use more images")
+        raise MstlError(
+            "PARC is undefined: no two images share a class, or all images are equally far apart: "
+            "use more images"
+        )
     return 100 * float(np.corrcoef(distance, differs)[0, 1])
 
 
@@ -269,33 +304,28 @@ def parc(
 
 
 @dataclass(frozen=True)
-class Coefficient:
-    """A correlation in −1…1 with its interval; ``p_value`` (two-sided, of no association) is None where the null distribution is not known."""
-
-    value: float
-    low: float
-    high: float
-    p_value: float | None = None
-
-
-@dataclass(frozen=True)
 class Agreement:
-    """How well scores followed performance over ``n`` checkpoints of one target; ``groups`` independent groups of checkpoints (``n`` if none were given)."""
+    """How well scores followed performance over ``n`` checkpoints of one target.
+
+    ``n_groups``: independent groups among them (``n`` where none were given). The p-values are two-sided, of no
+    association, and None with groups.
+    """
 
     n: int
-    groups: int
-    level: float
-    pearson: Coefficient
-    kendall: Coefficient
-    weighted_kendall: Coefficient
+    n_groups: int
+    pearson: Estimate
+    kendall: Estimate
+    weighted_kendall: Estimate
+    pearson_p_value: float | None
+    kendall_p_value: float | None
 
     @property
     def enough(self) -> bool:
-        """Whether there are at least 12 independent checkpoints; with fewer, quote the agreement only to say that nothing follows from it."""
-        return self.groups >= ENOUGH_CHECKPOINTS
+        """Whether at least 12 checkpoints are independent; with fewer, nothing follows from the agreement."""
+        return self.n_groups >= ENOUGH_CHECKPOINTS
 
     def row(self) -> dict[str, float | int | None]:
-        """One flat row of a table: n, groups, level, and value, low, high, p_value of every coefficient."""
+        """One flat row of a table: every estimate as NAME, NAME_low, NAME_high."""
         return _row(self)
 
 
@@ -303,26 +333,26 @@ class Agreement:
 class Ceiling:
     """The best agreement that noise between seeds leaves to a perfect score.
 
-    ``n`` checkpoints measured with ``seeds`` runs each; the ceiling holds for means over ``averaged`` runs. ``between`` and ``within``: standard deviations of
-    true performance over checkpoints and of one run around it. ``reliability`` (0…1): the share of the variance of those means that is true, with its
-    interval; ``split_half``: the same share from the correlation of half-means (None where it does not exist). ``pearson``, ``kendall``,
-    ``weighted_kendall``: the expected agreement of a perfect score, and the range in which one would be observed at this n.
+    ``n`` checkpoints measured with ``seeds`` runs each; the ceiling holds for means over ``averaged`` runs.
+    ``between`` and ``within``: standard deviations of true performance over checkpoints and of one run around it.
+    ``reliability`` (0…1): the share of the variance of those means that is true; ``split_half``: the same share from
+    the correlation of half-means (None where it does not exist). ``pearson``, ``kendall``, ``weighted_kendall``: the
+    expected agreement of a perfect score; their low and high are the range in which it would be observed at this n.
     """
 
     n: int
     seeds: int
     averaged: int
-    level: float
     between: float
     within: float
-    reliability: Coefficient
+    reliability: Estimate
     split_half: float | None
-    pearson: Coefficient
-    kendall: Coefficient
-    weighted_kendall: Coefficient
+    pearson: Estimate
+    kendall: Estimate
+    weighted_kendall: Estimate
 
     def row(self) -> dict[str, float | int | None]:
-        """One flat row of a table."""
+        """One flat row of a table: every estimate as NAME, NAME_low, NAME_high."""
         return _row(self)
 
 
@@ -335,53 +365,58 @@ def agreement(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Pearson's r, Kendall's τ_b and the weighted τ (Vigna 2015) between a measure and the performance reached, each with an interval.
+    """Pearson's r, Kendall's τ_b and weighted τ (Vigna 2015) of a measure with the performance reached, with intervals.
 
-    ``scores``, ``performance`` (n ≥ 3,): one entry a *checkpoint of one target*, larger is better in both. ``groups`` (n,) names checkpoints that are
-    not independent (runs of one arm, of one backbone): the bootstrap then draws whole groups. The weighted τ weighs an exchange of ranks r and s by
-    1/(r + 1) + 1/(s + 1) from the top, averaged over the ranking by scores and by performance, as ``scipy.stats.weightedtau`` does.
+    ``scores``, ``performance`` (n ≥ 3,): one entry a *checkpoint of one target*, larger is better in both. ``groups``
+    (n,) names checkpoints that are not independent (runs of one arm, of one backbone): the bootstrap then draws whole
+    groups. The weighted τ weighs an exchange of ranks r and s by 1/(r + 1) + 1/(s + 1) from the top, averaged over
+    the ranking by scores and by performance, as ``scipy.stats.weightedtau`` does.
 
-    Intervals at ``level``: percentile bootstrap over ``n_resamples`` draws (those where a variable is constant are left out). Two situations fool it and are
-    widened. Pearson: never narrower than Fisher's z interval (at n = 12 the plain bootstrap covers 90 %, this 96 %). A perfect ranking, whose every resample is perfect: the
-    far end is 2 (α/2)^(1/⌊n/2⌋) − 1, since ⌊n/2⌋ disjoint pairs all agreed (n counts groups where given). So three checkpoints in perfect order give τ in −0.95…1.
-    p-values (Pearson's t, Kendall's exact or asymptotic) suppose independence and are None with ``groups``.
+    Intervals at ``level``: percentile bootstrap over ``n_resamples`` draws (those where a variable is constant are
+    left out). Two situations fool it and are widened. Pearson: never narrower than Fisher's z interval (at n = 12 the
+    plain bootstrap covers about 90 %, this 96 %). A perfect ranking, whose every resample is perfect: the far end is
+    2 (α/2)^(1/⌊n/2⌋) − 1, since ⌊n/2⌋ disjoint pairs all agreed (n counts groups where given). So three checkpoints in
+    perfect order give τ in −0.95…1. p-values (Pearson's t, Kendall's exact or asymptotic) suppose independence and
+    are None with ``groups``.
 
-    Raises :class:`MstlError` for lengths that differ, values that are not finite, n < 3, a constant variable, fewer than 3 groups.
+    Raises :class:`MstlError` for lengths that differ, values that are not finite, n < 3, a constant variable, fewer
+    than 3 groups.
     """
     from scipy import stats
 
     x, y = _pairs(scores, performance)
-    n = len(x)
-    _level(level)
+    n, tail = len(x), (1 - fraction(level)) / 2
+    member, n_groups = codes(groups, n)
+    if n_groups < 3:
+        raise MstlError(
+            f"groups has {n_groups} distinct entries; "
+            "an interval needs at least 3 independent groups of checkpoints"
+        )
     rng = np.random.default_rng(seed)
-    draws = _positive(n_resamples, "n_resamples")
-    if groups is None:
-        independent = n
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=draws)
-        p_values = (float(stats.pearsonr(x, y).pvalue), float(stats.kendalltau(x, y).pvalue), None)
-    else:
-        member = np.unique(_column(groups, "groups", n), return_inverse=True)[1]
-        independent = int(member.max()) + 1
-        if independent < 3:
-            raise MstlError(f"groups names {independent} group{'s' * (independent > 1)}: an interval needs at least 3 independent groups of checkpoints")
-        counts = rng.multinomial(independent, np.full(independent, 1 / independent), size=draws)[:, member]
-        p_values = (None, None, None)
+    counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples(n_resamples))[:, member]
     values = _correlations(x, y, np.ones((1, n), dtype=np.int64))[:, 0]
-    resampled = _correlations(x, y, counts)
-    tail = (1 - level) / 2
+    few = f"fewer than {ENOUGH_CHECKPOINTS} independent checkpoints are no evidence" * (n_groups < ENOUGH_CHECKPOINTS)
     found = []
-    for kind, (value, sample, p_value) in enumerate(zip(values, resampled, p_values)):
-        sample = sample[np.isfinite(sample)]
-        low, high = np.quantile(sample, [tail, 1 - tail]) if len(sample) else (-1.0, 1.0)
-        low, high = min(low, value), max(high, value)
+    for kind, (value, sample) in enumerate(zip(values, _correlations(x, y, counts))):
+        low, high = np.quantile(sample[np.isfinite(sample)], [tail, 1 - tail])
+        low, high, note = min(low, value), max(high, value), few
         if kind == 0:
-            fisher = _fisher_interval(value, independent, tail)
+            fisher = _fisher_interval(value, n_groups, tail)
             low, high = min(low, fisher[0]), max(high, fisher[1])
         elif abs(value) > 1 - 1e-12:
-            bound = 2 * tail ** (1 / (independent // 2)) - 1
+            bound = 2 * tail ** (1 / (n_groups // 2)) - 1
             low, high = (min(low, bound), high) if value > 0 else (low, max(high, -bound))
-        found.append(Coefficient(float(value), float(low), float(high), p_value))
-    return Agreement(n, independent, level, *found)
+            note = joined("perfect order, so the bootstrap is replaced by a bound", few)
+        numbers = (float(value), float(low), float(high))
+        found.append(Estimate(COEFFICIENTS[kind], *numbers, level, n, "bootstrap", n_groups, note))
+    independent = groups is None
+    return Agreement(
+        n,
+        n_groups,
+        *found,
+        pearson_p_value=float(stats.pearsonr(x, y).pvalue) if independent else None,
+        kendall_p_value=float(stats.kendalltau(x, y).pvalue) if independent else None,
+    )
 
 
 def reliability_ceiling(
@@ -390,20 +425,24 @@ def reliability_ceiling(
     averaged: int | None = None,
     common_seeds: bool = False,
     level: float = 0.95,
-    n_simulations: int = 2000,
+    n_simulations: int = 1000,
     seed: int = 0,
 ) -> Ceiling:
     """What noise between seeds allows at most: the agreement of a score that knows every checkpoint's true performance.
 
-    Performance is known only as a mean over a few runs, so even a perfect score does not correlate with it perfectly. Juodelyte et al. (2024, "On
-    dataset transferability in medical image classification", arXiv 2412.20172) find that this caps Kendall's τ at about 0.75 with 4 runs and 0.87 with 16.
+    Performance is known only as a mean over a few runs, so even a perfect score does not correlate with it perfectly.
+    Juodelyte et al. (2024, "On dataset transferability in medical image classification", arXiv 2412.20172) find that
+    this caps Kendall's τ at about 0.75 with 4 runs and 0.87 with 16.
 
-    ``performance_by_seed`` (n ≥ 3, R ≥ 2): row = checkpoint, column = seed. A one-way analysis of variance splits the spread into ``between`` checkpoints
-    and ``within`` one; the reliability of a mean over m runs is b²/(b² + w²/m), with the F interval of Shrout & Fleiss (1979) carried from R to m runs by
-    Spearman and Brown's formula. ``common_seeds=True``: column j is the same chain for every checkpoint, so what shifts a whole column is removed first. ``averaged`` m: runs that the mean will be taken over
-    (default R): asks what more seeds would bring. The ceilings come from simulation: the observed means, shrunk to variance b², stand for the truth, means over m runs with Gaussian
-    noise of standard deviation w/√m (equal for all checkpoints) for the measurement. For many Gaussian checkpoints they tend to √reliability (Pearson) and
-    2/π·arcsin √reliability (Kendall). Where no variance between checkpoints is found, all ceilings are 0: there is no ranking to predict.
+    ``performance_by_seed`` (n ≥ 3, R ≥ 2): row = checkpoint, column = seed. A one-way analysis of variance splits the
+    spread into ``between`` checkpoints and ``within`` one; the reliability of a mean over m runs is b²/(b² + w²/m),
+    with the F interval of Shrout & Fleiss (1979) carried from R to m runs by Spearman and Brown's formula.
+    ``common_seeds=True``: column j is the same chain for every checkpoint, so what shifts a whole column is removed
+    first. ``averaged`` m: runs that the mean will be taken over (default R): asks what more seeds would bring. The
+    ceilings come from simulation: the observed means, shrunk to variance b², stand for the truth, means over m runs
+    with Gaussian noise of standard deviation w/√m (equal for all checkpoints) for the measurement. For many Gaussian
+    checkpoints they tend to √reliability (Pearson) and 2/π·arcsin √reliability (Kendall). Where no variance between
+    checkpoints is found, all ceilings are 0: there is no ranking to predict.
 
     Raises :class:`MstlError` for a wrong shape, values that are not finite, n < 3, R < 2, options out of range.
     """
@@ -412,13 +451,15 @@ def reliability_ceiling(
     table = _numbers(performance_by_seed, "performance_by_seed")
     if table.ndim != 2 or table.shape[0] < 3 or table.shape[1] < 2:
         raise MstlError(
-            f"performance_by_seed has shape {table.shape}: give one row for each of at least 3 checkpoints and one column for each of at least 2 seeds"
+            f"performance_by_seed has shape {table.shape}: "
+            "give one row for each of at least 3 checkpoints and one column for each of at least 2 seeds"
         )
     _finite(table, "performance_by_seed")
-    _level(level)
+    tail = (1 - fraction(level)) / 2
     rng = np.random.default_rng(seed)
     n, runs = table.shape
     m = runs if averaged is None else _positive(averaged, "averaged")
+    draws = _positive(n_simulations, "n_simulations")
     if common_seeds:
         table = table - table.mean(axis=0) + table.mean()
     means = table.mean(axis=1)
@@ -428,24 +469,36 @@ def reliability_ceiling(
     tiny = (1e-12 * np.abs(table).max()) ** 2  # rounding, not noise
     noise, spread = (value if value > tiny else 0.0 for value in (noise, spread))
     between = max(spread - noise / runs, 0.0)
-    tail = (1 - level) / 2
-    ratio = runs * spread / noise if noise else math.inf if spread else 0.0
-    limits = [ratio / float(stats.f.ppf(1 - tail, n - 1, free)), ratio * float(stats.f.ppf(1 - tail, free, n - 1))]
-    reliability = Coefficient(*(_spearman_brown(_reliability(f), m / runs) for f in (ratio, *limits)))
 
+    ratio = runs * spread / noise if noise else math.inf if spread else 0.0
+    limits = (ratio, ratio / stats.f.ppf(1 - tail, n - 1, free), ratio * stats.f.ppf(1 - tail, free, n - 1))
+    shares = [_spearman_brown(max(0.0, 1 - 1 / float(f)) if f > 0 else 0.0, m / runs) for f in limits]
+    half = _split_half(table, rng)
+
+    simulated = np.zeros((3, 1))
     if between > 0:
         truth = (means - means.mean()) * math.sqrt(between / spread)
-        measured = truth + rng.normal(scale=math.sqrt(noise / m), size=(_positive(n_simulations, "n_simulations"), n))
-        ones = np.ones((1, n), dtype=np.int64)
-        simulated = np.stack([_correlations(truth, row, ones)[:, 0] for row in measured], axis=1)
-        ceilings = [Coefficient(float(s.mean()), *map(float, np.quantile(s, [tail, 1 - tail]))) for s in simulated]
-    else:
-        ceilings = [Coefficient(0.0, 0.0, 0.0)] * 3
-    half = _split_half(table, rng)
+        measured = truth + rng.normal(scale=math.sqrt(noise / m), size=(draws, n))
+        once = np.ones((1, n), dtype=np.int64)
+        simulated = np.stack([_correlations(truth, row, once)[:, 0] for row in measured], axis=1)
+    note = "" if between > 0 else "no variance between checkpoints beyond noise"
+    ceilings = []
+    for name, sample in zip(COEFFICIENTS, simulated):
+        low, high = np.quantile(sample, [tail, 1 - tail])
+        numbers = (float(sample.mean()), float(low), float(high))
+        ceilings.append(Estimate(f"ceiling of {name}", *numbers, level, n, "simulation", note=note))
     return Ceiling(
-        n, runs, m, level, math.sqrt(between), math.sqrt(noise), reliability,
-        None if half is None else _spearman_brown(half, m / (runs // 2)), *ceilings,
-    )  # fmt: skip
+        n,
+        seeds=runs,
+        averaged=m,
+        between=math.sqrt(between),
+        within=math.sqrt(noise),
+        reliability=Estimate("reliability", *shares, level, n, "analysis of variance, F interval", note=note),
+        split_half=None if half is None else _spearman_brown(half, m / (runs // 2)),
+        pearson=ceilings[0],
+        kendall=ceilings[1],
+        weighted_kendall=ceilings[2],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ how it is done
@@ -486,10 +539,10 @@ def _ledoit_wolf(centred: Floats, gram: Floats) -> float:
 
 
 def _spectrum(f: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
-    """F by its singular vectors: their squared singular values (r,), uᵢᵀ targets (r, C), and the squared rest of each target (C,).
+    """F by its singular vectors: squared singular values (r,), uᵢᵀ targets (r, C), each target's squared rest (C,).
 
-    Directions below max(N, D)·eps of the largest count as absent. The Gram matrix is fast and squares the condition number: where this would
-    cost more than half of the figures, F itself is factored.
+    Directions below max(N, D)·eps of the largest count as absent. The Gram matrix is fast and squares the condition
+    number: where this would cost more than half of the figures, F itself is factored.
     """
     from scipy.linalg import eigh, svd
 
@@ -517,7 +570,7 @@ def _spectrum(f: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _maximum_evidence(power: Floats, squared: Floats, rest: float, n: int) -> float:
-    """max over α, β of the log density of y under N(0, I/β + F Fᵀ/α), for y with squared coordinates ``squared`` and ``rest`` outside F."""
+    """max over α, β of log N(y; 0, I/β + F Fᵀ/α), with y's ``squared`` coordinates in the span of F, ``rest`` outside."""
     from scipy.optimize import minimize_scalar
 
     constant = n * (1 + math.log(2 * math.pi))
@@ -526,7 +579,9 @@ def _maximum_evidence(power: Floats, squared: Floats, rest: float, n: int) -> fl
         widen = 1 + math.exp(log_ratio) * power
         return -0.5 * (n * math.log((np.sum(squared / widen) + rest) / n) + np.log(widen).sum() + constant)
 
-    grid = np.arange(math.log(1e-8 / power.max()), math.log(1e8 / power.min()) + 0.5, 0.5)
+    # Beyond these ends nothing changes any more: the widest direction still below, the narrowest far above the noise.
+    sharp = max(1.0, (squared.sum() + rest) / rest) if rest > 0 else 1.0
+    grid = np.arange(math.log(1e-8 / power.max()), math.log(1e8 * sharp / power.min()) + 0.5, 0.5)
     values = [evidence(g) for g in grid]
     best = int(np.argmax(values))
     bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
@@ -577,11 +632,11 @@ def _stratified_part(y: NDArray[np.int64], size: int, seed: int) -> NDArray[np.i
 
 
 def _correlations(x: Floats, y: Floats, counts: NDArray[np.int64]) -> Floats:
-    """Pearson, Kendall τ_b and weighted τ (3, B) of the samples in which pair i occurs counts[b, i] times; NaN where undefined."""
+    """Pearson, Kendall τ_b and weighted τ (3, B) of samples that hold pair i counts[b, i] times; NaN where undefined."""
     sign_x, sign_y = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
     kinds = (sign_x * sign_y, sign_x**2, sign_y**2)
     sums = [counts @ kind for kind in kinds]  # each symmetric
-    # Copies of a pair stand side by side in the ranking, so the weights 1/(rank + 1) that they take are a difference of harmonic numbers.
+    # Copies of a pair are neighbours in the ranking: their weights 1/(rank + 1) sum to a difference of harmonic numbers.
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, counts.sum(axis=1).max() + 1))])
     weighted = np.zeros(len(counts))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -613,13 +668,9 @@ def _fisher_interval(r: float, n: int, tail: float) -> tuple[float, float]:
     return math.tanh(z - half), math.tanh(z + half)
 
 
-def _reliability(f_ratio: float) -> float:
-    return max(0.0, 1 - 1 / f_ratio) if f_ratio > 0 else 0.0
-
-
 def _spearman_brown(reliability: float, times: float) -> float:
     """The reliability of a mean over ``times`` as many runs."""
-    return max(-1.0, times * reliability / (1 + (times - 1) * reliability)) if reliability > 0 else 0.0
+    return times * reliability / (1 + (times - 1) * reliability) if reliability > 0 else 0.0
 
 
 def _split_half(table: Floats, rng: np.random.Generator, splits: int = 200) -> float | None:
@@ -635,14 +686,12 @@ def _split_half(table: Floats, rng: np.random.Generator, splits: int = 200) -> f
 
 def _row(record: Agreement | Ceiling) -> dict[str, float | int | None]:
     row: dict[str, float | int | None] = {}
-    for name, value in asdict(record).items():
-        if isinstance(value, dict):
-            row[name] = value["value"]
-            row.update({f"{name}_{key}": value[key] for key in ("low", "high")})
-            if record.__class__ is Agreement:
-                row[f"{name}_p_value"] = value["p_value"]
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Estimate):
+            row |= {field.name: value.estimate, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
         else:
-            row[name] = value
+            row[field.name] = value
     return row
 
 
@@ -653,31 +702,38 @@ def _numbers(values: ArrayLike, name: str) -> Floats:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise MstlError(f"{name} is not an array of numbers: give floating point values in rows of equal length") from None
+        raise MstlError(
+            f"{name} is not an array of numbers: "
+            "give floating point values in rows of equal length"
+        ) from None
 
 
 def _finite(values: Floats, name: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         where = np.argwhere(bad)[0].tolist()
-        raise MstlError(f"{name} has {bad.sum()} values that are not finite, the first at {where}: find where they arise, or drop those rows")
+        raise MstlError(
+            f"{name} has {bad.sum()} values that are not finite, the first at {where}: find where they arise, "
+            "or drop those rows"
+        )
 
 
-def _column(values: ArrayLike, name: str, n: int | None = None) -> NDArray:
+def _column(values: ArrayLike, name: str) -> NDArray:
     try:
         column = np.asarray(values)
     except ValueError:
         raise MstlError(f"{name} has rows of unequal length: give a single column with one entry a row") from None
     if column.ndim != 1 or not len(column):
         raise MstlError(f"{name} has shape {column.shape}: give a single column with one entry a row")
-    if n is not None and len(column) != n:
-        raise MstlError(f"{name} has {len(column)} entries for {n} rows: give exactly one a row, in the same order")
     if column.dtype.kind in "fO":
         from pandas import isna
 
         missing = isna(column)
         if missing.any():
-            raise MstlError(f"{name} has {missing.sum()} missing entries, the first in row {missing.argmax()}: fill them in or drop those rows")
+            raise MstlError(
+                f"{name} has {missing.sum()} missing entries, the first in row {missing.argmax()}: "
+                "fill them in or drop those rows"
+            )
     return column.astype(str) if column.dtype == object else column
 
 
@@ -685,21 +741,33 @@ def _classes(labels: ArrayLike, n: int, other: str) -> NDArray[np.int64]:
     """Labels as 0…C−1 in sorted order."""
     column = _column(labels, "labels")
     if len(column) != n:
-        raise MstlError(f"labels has {len(column)} entries but {other} has {n} rows: give one label an image, in the same order")
+        raise MstlError(
+            f"labels has {len(column)} entries but {other} has {n} rows: give one label an image, "
+            "in the same order"
+        )
     names, index = np.unique(column, return_inverse=True)
     if len(names) < 2:
-        raise MstlError(f"labels has a single class ({names[0]}): transferability is defined for two or more, so choose images of several classes")
+        raise MstlError(
+            f"labels has a single class ({names[0]}): transferability is defined for two or more, "
+            "so choose images of several classes"
+        )
     return index.astype(np.int64)
 
 
 def _checked(features: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
     f = _numbers(features, "features")
     if f.ndim != 2 or f.shape[1] < 1:
-        raise MstlError(f"features has shape {f.shape}: give one row an image and one column a feature (pool feature maps first)")
+        raise MstlError(
+            f"features has shape {f.shape}: "
+            "give one row an image and one column a feature (pool feature maps first)"
+        )
     y = _classes(labels, len(f), "features")
     _finite(f, "features")
     if not _varying(f).any():
-        raise MstlError("features are the same in every row: the extractor returns a constant, so check its weights and its input")
+        raise MstlError(
+            "features are the same in every row: the extractor returns a constant, "
+            "so check its weights and its input"
+        )
     return f, y
 
 
@@ -712,16 +780,25 @@ def _varying(f: Floats) -> NDArray[np.bool_]:
 def _probabilities(values: ArrayLike) -> Floats:
     theta = _numbers(values, "source_probs")
     if theta.ndim != 2 or theta.shape[1] < 2:
-        raise MstlError(f"source_probs has shape {theta.shape}: give one row an image and one column for each of at least 2 source classes")
+        raise MstlError(
+            f"source_probs has shape {theta.shape}: "
+            "give one row an image and one column for each of at least 2 source classes"
+        )
     _finite(theta, "source_probs")
     if theta.size and theta.min() < 0:
         where = np.unravel_index(int(theta.argmin()), theta.shape)
-        raise MstlError(f"source_probs has the negative probability {theta.min():g} in row {where[0]}: pass the softmax of the source head, not its logits")
+        raise MstlError(
+            f"source_probs has the negative probability {theta.min():g} in row {where[0]}: "
+            "pass the softmax of the source head, not its logits"
+        )
     sums = theta.sum(axis=1)
     wrong = np.abs(sums - 1) > 1e-4
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise MstlError(f"source_probs sums to {sums[row]:g} in row {row}: every row must sum to 1, so pass the softmax over all source classes")
+        raise MstlError(
+            f"source_probs sums to {sums[row]:g} in row {row}: every row must sum to 1, "
+            "so pass the softmax over all source classes"
+        )
     return theta / sums[:, None]
 
 
@@ -732,12 +809,21 @@ def _pairs(scores: ArrayLike, performance: ArrayLike) -> tuple[Floats, Floats]:
             raise MstlError(f"{name} has shape {values.shape}: give one number a checkpoint")
         _finite(values, name)
     if len(x) != len(y):
-        raise MstlError(f"scores has {len(x)} entries and performance {len(y)}: give one of each a checkpoint, in the same order")
+        raise MstlError(
+            f"scores has {len(x)} entries and performance {len(y)}: give one of each a checkpoint, "
+            "in the same order"
+        )
     if len(x) < 3:
-        raise MstlError(f"agreement over {len(x)} checkpoints is not defined: give at least 3, and 12 or more to learn anything")
+        raise MstlError(
+            f"agreement over {len(x)} checkpoints is not defined: give at least 3, "
+            "and 12 or more to learn anything"
+        )
     for values, name in ((x, "scores"), (y, "performance")):
         if np.ptp(values) == 0:
-            raise MstlError(f"{name} is the same ({values[0]:g}) for every checkpoint, so nothing can agree with it: use another measure or other checkpoints")
+            raise MstlError(
+                f"{name} is the same ({values[0]:g}) for every checkpoint, so nothing can agree with it: "
+                "use another measure or other checkpoints"
+            )
     return x, y
 
 
@@ -750,7 +836,10 @@ def _class_weights(weights: str | ArrayLike, sizes: NDArray[np.int64]) -> Floats
         raise MstlError(f"weights is {weights!r}: use 'uniform', 'frequency', or one number a class")
     shares = _numbers(weights, "weights")
     if shares.shape != sizes.shape or not np.isfinite(shares).all() or shares.min() < 0 or shares.sum() <= 0:
-        raise MstlError(f"weights must be {len(sizes)} non-negative numbers, one a class in sorted order, not all zero: got {shares.tolist()}")
+        raise MstlError(
+            f"weights must be {len(sizes)} non-negative numbers, one a class in sorted order, not all zero: "
+            f"got {shares.tolist()}"
+        )
     return shares / shares.sum()
 
 
@@ -758,11 +847,6 @@ def _positive(value: int | None, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise MstlError(f"{name} is {value!r}: give a whole number of at least 1")
     return int(value)
-
-
-def _level(level: float) -> None:
-    if not 0 < level < 1:
-        raise MstlError(f"level is {level}: the confidence level lies between 0 and 1, for example 0.95")
 
 
 def _indicators(y: NDArray[np.int64], *, scaled: bool = False) -> Floats:
