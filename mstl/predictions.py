@@ -43,8 +43,9 @@ def read(source: str | os.PathLike | pd.DataFrame | Iterable[str | os.PathLike |
          columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """One checked table from one or many CSV files, run folders or DataFrames.
 
-    ``columns`` maps your column names to ours, for example ``{"patient": "group", "prob_malignant": "p_malignant"}``; a mapped column
-    takes the place of one that has our name already. Columns may be separated by comma, semicolon (then with decimal commas) or tab.
+    ``columns`` maps your column names to ours, for example ``{"patient": "group", "prob_malignant": "p_malignant"}``; a mapped
+    column takes the place of one that has our name already. Columns may be separated by comma, tab or semicolon (then with
+    decimal commas).
     Raises MstlError as :func:`check` does, with the row (1 is the first below the header) and the file.
     """
     sources = [source] if isinstance(source, (str, os.PathLike, pd.DataFrame)) else list(source)
@@ -53,21 +54,22 @@ def read(source: str | os.PathLike | pd.DataFrame | Iterable[str | os.PathLike |
     tables = []
     for one in sources:
         name = "the table" if isinstance(one, pd.DataFrame) else str(one)
-        tables.append((name, _complete(_renamed(one.copy() if isinstance(one, pd.DataFrame) else _read_csv(Path(one)), columns, name), name)))
+        table = one.copy() if isinstance(one, pd.DataFrame) else _read_csv(Path(one))
+        tables.append((name, _complete(_renamed(table, columns, name), name)))
     return _joined(tables)
 
 
 def check(table: pd.DataFrame) -> pd.DataFrame:
-    """The table in its full form: every column of ``COLUMNS``, ``y_true`` as class names, ``p_`` columns as floats, row order kept.
+    """The table in its full form: every column of ``COLUMNS``, ``y_true`` as class names, ``p_`` columns as floats, rows kept.
 
-    Accepted: ``y_true`` as the name of a class or, where not all its values are names of classes, as the index of a class (0 …
-    K − 1, in the order of the ``p_`` columns); binary tables with a single column ``p_<positive class>``, or ``p`` or ``score`` with
-    ``y_true`` 0 and 1. A score must be a probability.
+    Accepted: ``y_true`` as the name of a class or, where not all its values are names of classes, as the index of a class
+    (0 … K − 1, in the order of the ``p_`` columns); binary tables with a single column ``p_<positive class>``, or ``p`` or
+    ``score`` with ``y_true`` 0 and 1. A score must be a probability.
 
-    Raises MstlError, one sentence with the row, for: a required column that is missing or empty; a score that is not a number or
-    outside 0 … 1; probabilities that do not sum to one within ``SUM_TOLERANCE``; a ``y_true`` that is no class; the same image twice in a
-    fold of one model and chain; a label that differs between models; a group on two sides of a split; models that do not
-    cover the same test images.
+    Raises MstlError, one sentence with the row, for: a required column that is missing or empty; a score that is not a
+    number or outside 0 … 1; probabilities that do not sum to one within ``SUM_TOLERANCE``; a ``y_true`` that is no class; the
+    same image twice in a fold of one model and chain; a label that differs between models; a group on two sides of a
+    split; models that do not cover the same test images.
     """
     return _joined([("the table", _complete(table.copy(), "the table"))])
 
@@ -83,8 +85,8 @@ def positive(table: pd.DataFrame) -> pd.Series:
     for (target, variant), part in table.groupby(["target", "variant"], sort=False):
         names = classes(part)
         if len(names) != 2:
-            raise MstlError(f"Target '{target}'{f', variant {variant!r},' if variant else ''} has {len(names)} classes ({', '.join(names)}): "
-                            "a single score exists for two classes only.")
+            task = f"Target '{target}'" + (f", variant '{variant}'," if variant else "")
+            raise MstlError(f"{task} has {len(names)} classes ({', '.join(names)}): a single score exists for two classes only.")
         score.loc[part.index] = part[f"p_{names[-1]}"]
     return score
 
@@ -97,17 +99,18 @@ def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return _joined([(name, _complete(table.copy(), name)) for name, table in zip(names, tables)])
 
 
-def frame(data: ImageSet, index: np.ndarray, probabilities: np.ndarray, *, split: str, fold: int, seed: int, **constant: object) -> pd.DataFrame:
+def frame(data: ImageSet, index: np.ndarray, probabilities: np.ndarray, *, split: str, fold: int, seed: int,
+          **constant: object) -> pd.DataFrame:
     """The rows of one model's predictions of the images ``index`` of a set, with every column of the table.
 
-    ``probabilities`` (n, C) in the order of ``data.classes``, or (n,) of the last class of two. ``constant``: the other columns that are
-    the same for all rows (run, study, model, target, arm, backbone, source, bridge, variant, n_train).
+    ``probabilities`` (n, C) in the order of ``data.classes``, or (n,) of the last class of two. ``constant``: the other
+    columns that are the same for all rows (run, study, model, target, arm, backbone, source, bridge, variant, n_train).
     """
     index, p = np.asarray(index), np.asarray(probabilities, float)
     p = np.stack([1 - p, p], 1) if p.ndim == 1 and len(data.classes) == 2 else p
     if p.shape != (len(index), len(data.classes)):
-        raise MstlError(f"Predictions of {data.name} have the shape {np.shape(probabilities)}, but {len(index)} images and {len(data.classes)} classes "
-                        f"need ({len(index)}, {len(data.classes)}).")
+        raise MstlError(f"Predictions of {data.name} have the shape {np.shape(probabilities)}, but {len(index)} images and "
+                        f"{len(data.classes)} classes need ({len(index)}, {len(data.classes)}).")
     for name in constant:
         if name not in COLUMNS[: COLUMNS.index("seed")]:
             raise MstlError(f"'{name}' is not a column of the predictions table that can be given{_nearest(name, COLUMNS)}.")
@@ -159,7 +162,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError:
         raise MstlError(f"{path} is not a text file in UTF-8: save it as CSV (UTF-8).") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
-        raise MstlError(f"{path} is not a CSV table ({' '.join(str(problem).split())}): save it as CSV with one header row.") from None
+        raise MstlError(f"{path} is not a CSV table ({' '.join(str(problem).split())}): "
+                        "save it as CSV with one header row.") from None
     if separator == ";":
         for name in table.columns:
             if name.startswith("p_") or name in _SINGLE:
@@ -212,7 +216,8 @@ def _complete(table: pd.DataFrame, name: str) -> pd.DataFrame:
     _refuse(~table["split"].isin(SPLITS), name, lambda row: f"split is '{table['split'][row]}', not train, val or test")
     single = [c for c in _SINGLE if c in table.columns]
     if not _probability_columns(table) and not single:
-        raise MstlError(f"There is no probability in {name}: give one column p_<class> a class, or map yours (columns: {{yours: p_<class>}}).")
+        raise MstlError(f"There is no probability in {name}: give one column p_<class> a class, or map yours "
+                        "(columns: {yours: p_<class>}).")
     for column in [*_probability_columns(table), *single]:
         table[column] = _floats(table[column], column, name)
     table = _both_classes(table, single, name)
@@ -272,8 +277,8 @@ def _both_classes(table: pd.DataFrame, single: list[str], name: str) -> pd.DataF
     elif not others:
         raise MstlError(f"Every y_true of {name} is '{positive_name}': a comparison needs images of both classes.")
     else:
-        raise MstlError(f"Only '{names[0]}' gives a probability in {name}, but y_true has {len(found)} values ({', '.join(found[:5])}): "
-                        "give one column p_<class> a class.")
+        raise MstlError(f"Only '{names[0]}' gives a probability in {name}, but y_true has {len(found)} values "
+                        f"({', '.join(found[:5])}): give one column p_<class> a class.")
     table.insert(table.columns.get_loc(names[0]), f"p_{other}", 1 - table[names[0]])
     return table
 
@@ -285,9 +290,9 @@ def _check_probabilities(table: pd.DataFrame, names: list[str], name: str) -> No
         expected[rows] = ~np.isnan(p[rows]).all(0)
     several = table[["target", "variant"]].drop_duplicates().shape[0] > 1
     expected = expected if several else np.ones(p.shape, bool)
-    for kind, bad in (("not a number", expected & np.isnan(p)), ("infinite", np.isinf(p)), ("outside 0 to 1", (p < 0) | (p > 1))):
-        _refuse(bad.any(1), name, lambda row, b=bad, k=kind: f"{names[b[row].argmax()]} is {p[row, b[row].argmax()]:g}, {k}" if k != "not a number"
-                else f"{names[b[row].argmax()]} is empty or not a number")
+    for what, bad in (("empty or not a number", expected & np.isnan(p)), ("infinite", np.isinf(p)),
+                      ("not a probability between 0 and 1", (p < 0) | (p > 1))):
+        _refuse(bad.any(1), name, lambda row, b=bad, w=what: f"{names[b[row].argmax()]} ({p[row, b[row].argmax()]:g}) is {w}")
     _refuse(expected.sum(1) < 2, name, lambda row: f"target '{table['target'][row]}' has a probability of one class only")
     total = np.where(expected, p, 0).sum(1)
     _refuse(abs(total - 1) > SUM_TOLERANCE, name, lambda row: f"the probabilities sum to {total[row]:.4g}, not 1")
@@ -306,8 +311,8 @@ def _class_names(table: pd.DataFrame, name: str) -> pd.Series:
         in_range = index.between(0, len(names) - 1) & (index == index.round())
         if not in_range.all():
             row = rows[int(np.flatnonzero(~(in_range if in_range.any() and not known.any() else known).to_numpy())[0])]
-            raise MstlError(f"Row {row + 1} of {name}: y_true is '{truth[row]}', which is no class{_nearest(truth[row], names)}; the classes are "
-                            f"{', '.join(names)}, or their index from 0 to {len(names) - 1}.")
+            raise MstlError(f"Row {row + 1} of {name}: y_true is '{truth[row]}', which is no class{_nearest(truth[row], names)}; "
+                            f"the classes are {', '.join(names)}, or their index from 0 to {len(names) - 1}.")
         truth.iloc[rows] = np.array(names, dtype=object)[index.astype(int)]
     return truth
 
@@ -321,7 +326,8 @@ def _joined(tables: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
         order = _merged_order([_probability_columns(t) for _, t in tables])
         extras = dict.fromkeys(c for _, t in tables for c in t.columns if c not in COLUMNS and c not in order)
         table = pd.concat([t for _, t in tables], ignore_index=True)[[*COLUMNS, *order, *extras]]
-    code = {c: pd.factorize(table[c])[0] for c in ("run", "model", "target", "backbone", "variant", "seed", "fold", "split", "image_id", "group", "y_true")}
+    keys = ("run", "model", "target", "backbone", "variant", "seed", "fold", "split", "image_id", "group", "y_true")
+    code = {c: pd.factorize(table[c])[0] for c in keys}
     task = _pack(code["target"], code["variant"])
     block = _pack(task, code["backbone"])
     cell = _pack(block, code["model"], code["seed"], code["fold"])
@@ -333,52 +339,55 @@ def _joined(tables: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     other = np.flatnonzero((empty != empty[first]).any(1))
     if len(other):
         row = other[0]
-        raise MstlError(f"{where(row)}: target '{table['target'][row]}' has the classes {', '.join(classes(table.iloc[[row]]))}, but "
-                        f"{', '.join(classes(table.iloc[[first[row]]]))} in {_lower(where(first[row]))}; give them other names in the column target or variant.")
+        here, there = (", ".join(classes(table.iloc[[r]])) for r in (row, first[row]))
+        raise MstlError(f"{where(row)}: target '{table['target'][row]}' has the classes {here}, but {there} in "
+                        f"{_lower(where(first[row]))}; give them other names in the column target or variant.")
 
     seen = pd.Series(_pack(cell, code["split"], code["image_id"]))
     twice = np.flatnonzero(seen.duplicated())
     if len(twice):
         row = twice[0]
         first = int(np.flatnonzero((seen == seen[row]).to_numpy())[0])
-        raise MstlError(f"{where(row)}: image '{table['image_id'][row]}' of model '{table['model'][row]}' (seed {table['seed'][row]}, fold "
-                        f"{table['fold'][row]}, {table['split'][row]}) is there already, in {_lower(where(first))}; keep one, or name what differs "
-                        "in the column model or variant.")
+        raise MstlError(f"{where(row)}: image '{table['image_id'][row]}' of model '{table['model'][row]}' "
+                        f"(seed {table['seed'][row]}, fold {table['fold'][row]}, {table['split'][row]}) is there already, in {_lower(where(first))}; "
+                        "keep one, or name what differs in the column model or variant.")
 
     image = _pack(task, code["image_id"])
     first = pd.Series(np.arange(len(table))).groupby(image).transform("first").to_numpy()
     other = np.flatnonzero(code["y_true"] != code["y_true"][first])
     if len(other):
         row = other[0]
-        raise MstlError(f"{where(row)}: y_true of image '{table['image_id'][row]}' is '{table['y_true'][row]}' for model '{table['model'][row]}' but "
-                        f"'{table['y_true'][first[row]]}' in {_lower(where(first[row]))}; the truth must not depend on the model.")
+        raise MstlError(f"{where(row)}: y_true of image '{table['image_id'][row]}' is '{table['y_true'][row]}' for model "
+                        f"'{table['model'][row]}' but '{table['y_true'][first[row]]}' in {_lower(where(first[row]))}; "
+                        "the truth must not depend on the model.")
 
     member = _pack(cell, code["run"], code["group"])
     first = pd.Series(np.arange(len(table))).groupby(member).transform("first").to_numpy()
     other = np.flatnonzero(code["split"] != code["split"][first])
     if len(other):
         row = other[0]
-        raise MstlError(f"{where(row)}: group '{table['group'][row]}' is in {table['split'][row]} and, in {_lower(where(first[row]))}, in "
-                        f"{table['split'][first[row]]} of one fold ({table['fold'][row]}) of model '{table['model'][row]}'; "
-                        "a group must lie on one side of a split.")
+        raise MstlError(f"{where(row)}: group '{table['group'][row]}' is in {table['split'][row]} and, in "
+                        f"{_lower(where(first[row]))}, in {table['split'][first[row]]} of one fold ({table['fold'][row]}) of model "
+                        f"'{table['model'][row]}'; a group must lie on one side of a split.")
     _same_images(table, code, block, where)
     return table
 
 
 def _same_images(table: pd.DataFrame, code: Mapping[str, np.ndarray], block: np.ndarray, where) -> None:
     test = np.flatnonzero((table["split"] == "test").to_numpy())
-    models = pd.DataFrame({"block": block[test], "model": code["model"][test], "image": code["image_id"][test]}).drop_duplicates()
+    models = pd.DataFrame({"block": block[test], "model": code["model"][test], "image": code["image_id"][test], "row": test})
+    models = models.drop_duplicates(["block", "model", "image"])
     per_image = models.groupby(["block", "image"])["model"].transform("size")
     per_block = models.groupby("block")["model"].transform("nunique")
     lacking = models[(per_image < per_block).to_numpy()]
     if len(lacking):
         one = lacking.iloc[0]
-        have = models[(models["block"] == one["block"]) & (models["image"] == one["image"])]["model"]
-        absent = next(m for m in models[models["block"] == one["block"]]["model"].unique() if m not in set(have))
-        row = test[np.flatnonzero((block[test] == one["block"]) & (code["model"][test] == one["model"]) & (code["image_id"][test] == one["image"]))[0]]
-        name = table["model"].iloc[np.flatnonzero(code["model"] == absent)[0]]
-        raise MstlError(f"{where(row)}: model '{table['model'][row]}' predicts test image '{table['image_id'][row]}', but model '{name}' does not; "
-                        "models are compared on the same images, so give every model's prediction of each.")
+        rivals = models[models["block"] == one["block"]]
+        have = set(rivals["model"][rivals["image"] == one["image"]])
+        absent = rivals[~rivals["model"].isin(have)].iloc[0]
+        raise MstlError(f"{where(one['row'])}: model '{table['model'][one['row']]}' predicts test image "
+                        f"'{table['image_id'][one['row']]}', but model '{table['model'][absent['row']]}' does not; models are "
+                        "compared on the same images, so give every model's prediction of each.")
 
 
 def _pack(*codes: np.ndarray) -> np.ndarray:
@@ -401,7 +410,8 @@ def _merged_order(orders: Sequence[Sequence[str]]) -> list[str]:
         return list(TopologicalSorter(before).static_order())
     except CycleError as problem:
         a, b = problem.args[1][:2]
-        raise MstlError(f"The columns {a} and {b} stand in different orders in the tables that are to be joined: put the positive class last in each.") from None
+        raise MstlError(f"The columns {a} and {b} stand in different orders in the tables that are to be joined: "
+                        "put the positive class last in each.") from None
 
 
 def _probability_columns(table: pd.DataFrame) -> list[str]:

@@ -8,6 +8,12 @@ Three steps, all in blocks of arrays, none of which compares pixels of two image
    matrix products; each image keeps its few best partners. Chest X-rays all look alike at this scale, so this step only ranks.
 3. *Verification.* Each candidate is aligned (position and scale of both axes, by Gauss-Newton steps) on the 64 × 64 prints and
    the correlation after alignment is its *similarity*.
+
+What is found, of 100 copies made by us of BUSI images / of chest X-rays, among all others and at a similarity of 0.85: JPEG of
+quality 20, 99 / 100; blurred, 97 / 100; noise of SD 12, 85 / 100; gamma 0.6, 88 / 99; contrast × 1.5 cut to black and white,
+56 / 93; callipers and text, 70 / 100; cropped by 5, 10 and 15 % of the sides, 99, 95, 75 / 99, 89, 50; by 8 % of one side,
+97 / 50; flipped, 98 / 100. A rotation by 3° is not found at all: sets augmented by rotation need their originals as groups.
+No other chest X-ray was matched.
 """
 
 from __future__ import annotations
@@ -34,8 +40,8 @@ ORIENTATIONS = {"same": [(0, 0, 0)], "flip": [(0, 0, 0), (0, 0, 1)],
 
 class Prints(NamedTuple):
     """What is compared of N images: ``coarse`` float32 (windows, N, 256) of unit length, ``square`` float32 (N, 256) the
-    same of the image with its padding, ``fine`` int8 (N, 64, 64), ``box`` (N, 4) where the image lies in its padding (shares of the side),
-    ``flat`` (N,) true where an image has no structure to compare."""
+    same of the image with its padding, ``fine`` int8 (N, 64, 64), ``box`` (N, 4) where the image lies in its padding (shares
+    of the side), ``flat`` (N,) true where an image has no structure to compare."""
 
     coarse: np.ndarray
     square: np.ndarray
@@ -67,7 +73,7 @@ def matches(a: Prints, b: Prints | None = None, *, threshold: float, orientation
     other = a if b is None else b
     pairs = []
     for number, way in enumerate(ORIENTATIONS[orientations]):
-        turned = other.coarse[0] if not number else _turn(other.coarse[0].reshape(-1, COARSE, COARSE), way).reshape(len(other.flat), -1)
+        turned = _turn(other.coarse[0].reshape(-1, COARSE, COARSE), way).reshape(len(other.flat), -1)
         i, j, window = _candidates(a, other, turned, whole_only=number > 0, within=b is None)
         if len(i):
             similarity = _verify(a.fine, other.fine, i, j, window, way, threshold)
@@ -165,7 +171,8 @@ def _turn(maps: np.ndarray, way: tuple[int, int, int]) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------------- candidates
 
-def _candidates(a: Prints, b: Prints, turned: np.ndarray, *, whole_only: bool, within: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _candidates(a: Prints, b: Prints, turned: np.ndarray, *, whole_only: bool,
+                within: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows i of a, j of b, and the window (P, 4) of j that i seems to show: the best few partners of every image."""
     left = [a.coarse[0]] if whole_only else [a.coarse[0]] * len(WINDOWS) + list(a.coarse[1:]) + [a.square]
     right = [turned] if whole_only else list(b.coarse) + [b.coarse[0]] * (len(WINDOWS) - 1) + [b.square]
@@ -269,7 +276,8 @@ def _sample(maps: np.ndarray, p: np.ndarray, t: np.ndarray) -> tuple[np.ndarray,
     """Bilinear values (P, grid, grid) of maps within the windows p, their slopes per pixel, and 1 where inside the map."""
     x = (p[:, :1] + (p[:, 2:3] - p[:, :1]) * t) * FINE - 0.5
     y = (p[:, 1:2] + (p[:, 3:4] - p[:, 1:2]) * t) * FINE - 0.5
-    inside = ((abs(y - (FINE - 1) / 2) <= FINE / 2)[:, :, None] & (abs(x - (FINE - 1) / 2) <= FINE / 2)[:, None, :]).astype(np.float32)
+    x_inside, y_inside = (abs(u - (FINE - 1) / 2) <= FINE / 2 for u in (x, y))
+    inside = (y_inside[:, :, None] & x_inside[:, None, :]).astype(np.float32)
     x, y = np.clip(x, 0, FINE - 1), np.clip(y, 0, FINE - 1)
     column, row = np.minimum(x.astype(np.int32), FINE - 2), np.minimum(y.astype(np.int32), FINE - 2)
     fx, fy = (x - column)[:, None, :], (y - row)[:, :, None]

@@ -54,7 +54,7 @@ def folds(data: ImageSet, k: int = 5, *, seed: int = 0) -> list[Split]:
     for c, name in enumerate(data.classes):
         found = len(np.unique(group[data.labels == c]))
         if found < k:
-            raise MstlError(f"Class '{name}' of {data.name} has {found} group{'s' * (found != 1)}, fewer than the {k} folds asked for: "
+            raise MstlError(f"Class '{name}' of {data.name} has {_count(found, 'group')}, fewer than the {k} folds asked for: "
                             f"use k <= {found}, or holdout(...), or more data.")
     part = _deal_folds(data, group, k, seed)
     splits = [_split(i, data, train=(part != i) & (part != (i + 1) % k), val=part == (i + 1) % k, test=part == i)
@@ -80,15 +80,16 @@ def holdout(data: ImageSet, *, n_train: int | None = None, n_val: int | None = N
     return _draws(data, rest, tested, n_train, n_val, draws, seed)
 
 
-def published(data: ImageSet, *, n_train: int | None = None, n_val: int | None = None, draws: int = 1, seed: int = 0) -> list[Split]:
+def published(data: ImageSet, *, n_train: int | None = None, n_val: int | None = None, draws: int = 1,
+              seed: int = 0) -> list[Split]:
     """The published test part, and ``draws`` draws of training and validation images from everything else.
 
     Validation is drawn first, then training from what remains, both in random order of whole groups and in the class
     proportions of what they are drawn from (by center too, where there are several). A group is taken when it brings
-    the counts of classes nearer to those wanted; so the number reached differs from the number asked for by less
-    than the size of the largest group in every class (and centre), and is exact where groups of one image abound:
-    :func:`describe` tells what was reached. With the same seed and ``n_val``, the validation part
-    does not change with ``n_train``, and larger training parts contain the smaller ones up to the last groups.
+    the counts of images a class (and center) nearer to those wanted. The number reached never exceeds the number asked for
+    by more than the size of the largest group; where groups hold one class each, every class is within half of that size
+    of its share, and exact where groups of one image abound. :func:`describe` tells what was reached. With the same seed
+    and ``n_val``, the validation part does not change with ``n_train``.
 
     ``n_train=None`` takes all that validation leaves. ``n_val=None`` takes a quarter of ``n_train`` or, where that is
     None too, the published validation part if there is one (every draw is then the same), else a fifth of the images.
@@ -102,9 +103,10 @@ def published(data: ImageSet, *, n_train: int | None = None, n_val: int | None =
         raise MstlError(f"{data.name} has no published split into training and test images: use folds(...) or holdout(...).")
     _refuse_empty_classes(data, tested, "the published test part")
     _refuse_empty_classes(data, rest, "the published training part")
+    _refuse_shared_groups(data, np.where(splits == "test", PARTS.index("test"), PARTS.index("train")), "The published split")
     if n_train is None and n_val is None and (splits == "val").any():
-        return [_split(d, data, train=np.flatnonzero((splits != "test") & (splits != "val")), val=np.flatnonzero(splits == "val"), test=tested)
-                for d in range(_checked_draws(draws))]
+        val = np.flatnonzero(splits == "val")
+        return [_split(d, data, train=np.setdiff1d(rest, val), val=val, test=tested) for d in range(_checked_draws(draws))]
     return _draws(data, rest, tested, n_train, n_val, draws, seed)
 
 
@@ -140,42 +142,6 @@ def one_group_per_class(data: ImageSet, *, seed: int = 0) -> tuple[np.ndarray, n
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def design(data: ImageSet, name: str, *, k: int = 5, n_train: int | None = None, n_val: int | None = None, test: float = 0.5,
-           draws: int = 1, seed: int = 0) -> list[Split]:
-    """The splits of a study's design: ``folds``, ``holdout`` or ``published``, each taking those arguments that it knows."""
-    if name == "folds":
-        return folds(data, k, seed=seed)
-    if name == "holdout":
-        return holdout(data, n_train=n_train, n_val=n_val, test=test, draws=draws, seed=seed)
-    if name == "published":
-        return published(data, n_train=n_train, n_val=n_val, draws=draws, seed=seed)
-    raise MstlError(f"There is no design '{name}': choose folds, holdout or published.")
-
-
-def one_group_per_class(data: ImageSet, *, seed: int = 0, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows, and held-out rows (sorted int64) to look at the accuracy of a source or bridge.
-
-    From each class that has several groups of its own, whole groups in random order are held out until they hold ``share`` of
-    its images: at least one group, and one always stays for training. A class whose images are all of one group (for
-    example one well of one cell line) cannot be checked and gives none; the held-out part is then empty, or lacks classes.
-    """
-    random = np.random.default_rng([_checked_seed(seed), 3])
-    labels, group = np.asarray(data.labels), _codes(data.groups)
-    sizes = np.zeros((group.max() + 1, len(data.classes)), int)
-    np.add.at(sizes, (group, labels), 1)
-    pure = (sizes > 0).sum(1) == 1
-    held = np.zeros(len(sizes), bool)
-    for c in range(len(data.classes)):
-        own = random.permutation(np.flatnonzero((sizes[:, c] > 0) & pure))
-        if (sizes[:, c] > 0).sum() < 2 or not len(own):
-            continue
-        before = np.cumsum(sizes[own, c]) - sizes[own, c]
-        enough = np.flatnonzero(before >= share * sizes[:, c].sum())
-        stop = enough[0] if len(enough) else len(own)
-        held[own[: min(stop, (sizes[:, c] > 0).sum() - 1)]] = True
-    return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
-
-
 def check(split: Split, data: ImageSet) -> None:
     """Refuse a split in which an image or a group lies on two sides, or a part is empty or lacks a class.
 
@@ -186,14 +152,16 @@ def check(split: Split, data: ImageSet) -> None:
     for number, part in enumerate(PARTS):
         index = np.asarray(getattr(split, part))
         if index.size and (index.min() < 0 or index.max() >= n):
-            raise MstlError(f"Fold {split.fold} of {data.name}: the {part} part names row {index.max()}, but the set has {n} images.")
+            row = index.max() if index.max() >= n else index.min()
+            raise MstlError(f"Fold {split.fold} of {data.name}: the {part} part names row {row}, but the set has {n} images; "
+                            "make the split from this very selection.")
         taken = index[side[index] >= 0]
         if len(taken) or len(np.unique(index)) < len(index):
             row = taken[0] if len(taken) else pd.Series(index)[pd.Series(index).duplicated()].iloc[0]
             raise MstlError(f"Fold {split.fold} of {data.name}: image '{data.ids[row]}' is used twice "
                             f"({PARTS[side[row]] if side[row] >= 0 else part} and {part}); draw the split again.")
         side[index] = number
-    _refuse_shared_groups(split, data, side)
+    _refuse_shared_groups(data, side, f"Fold {split.fold}")
     for part in PARTS:
         _refuse_empty_classes(data, np.asarray(getattr(split, part)), f"the {part} part of fold {split.fold}")
 
@@ -241,12 +209,12 @@ class Audit:
     plain: np.ndarray = field(repr=False)
 
     def summary(self) -> pd.DataFrame:
-        """One row of counts. ``exact_copies`` are the redundant ones; ``clusters_across_groups`` (or published ``_parts``) would leak."""
+        """One row of counts; ``exact_copies`` are the redundant ones, ``clusters_across_groups`` and ``_parts`` would leak."""
         across = {name: int((self.members[self.members[column] != ""].groupby("cluster")[column].nunique() > 1).sum())
                   for name, column in (("clusters_across_groups", "group"), ("clusters_across_parts", "split"))}
         return pd.DataFrame([{"data": self.name, "images": self.n, "exact_copies": sum(len(c) - 1 for c in self.exact),
-                              "clusters": len(self.clusters), "images_in_clusters": len(self.members), "conflicts": len(self.conflicts),
-                              **across, "too_plain": len(self.plain), "threshold": self.threshold}])
+                              "clusters": len(self.clusters), "images_in_clusters": len(self.members),
+                              "conflicts": len(self.conflicts), **across, "too_plain": len(self.plain), "threshold": self.threshold}])
 
     def sentence(self) -> str:
         """The audit in one sentence."""
@@ -254,7 +222,8 @@ class Audit:
         if not self.clusters:
             text = f"No image of {self.name} is a copy of another ({self.n:,} images)"
         else:
-            text = (f"{found['images_in_clusters']:,} of the {self.n:,} images of {self.name} lie in {_count(len(self.clusters), 'cluster')} of copies "
+            text = (f"{found['images_in_clusters']:,} of the {self.n:,} images of {self.name} lie in "
+                    f"{_count(len(self.clusters), 'cluster')} of copies "
                     f"({_count(found['exact_copies'], 'redundant exact copy', 'redundant exact copies')}), ")
             text += "none with" if not self.conflicts else f"{len(self.conflicts)} with"
             text += f" more than one label and {found['clusters_across_groups']} across groups"
@@ -266,21 +235,24 @@ class Audit:
 def audit(data: ImageSet, *, threshold: float = THRESHOLD, orientations: str = "flip") -> Audit:
     """Finds the images of a set that are exact or near copies of each other, whatever their group says.
 
-    Exact copies have the same SHA-256 of their pixels. Near copies have a similarity of at least ``threshold``: the correlation of
-    locally normalised 64 × 64 prints after alignment (see :mod:`mstl.datasets.copies`), which survives other brightness and contrast,
-    compression, callipers and text, crops, and a left-right flip (``orientations="flip"``; ``"all"`` tries quarter turns too, ``"same"`` neither).
+    Exact copies have the same SHA-256 of their pixels. Near copies have a similarity of at least ``threshold``: the
+    correlation of locally normalised 64 × 64 prints after alignment (see :mod:`mstl.datasets.copies`), which survives other
+    brightness and contrast, compression, callipers and text, small crops, and a left-right flip (``orientations="flip"``;
+    ``"all"`` tries quarter turns too, ``"same"`` neither).
 
-    Why 0.85. Of the 17 million pairs of the 5 840 paediatric chest X-rays, those of different children reach 0.76 (0.81 in their
-    28-pixel MedMNIST version), so that above 0.85 two pairs remain besides 32 redundant exact copies, both films of one child each. On the 780 breast
-    ultrasound images of BUSI nothing lies between the two: at every threshold from 0.75 to 0.95 there are 141 to 147 clusters, and at 0.85
-    146 clusters of 324 images, eight of them with both labels, the same for images of 64, 96, 128 and 224 pixels; every pair
-    below 0.95 was looked at, and is the same picture or a neighbouring frame of one scan. (Stricter counts in the literature, some 110 clusters of 248
-    images, are contained in these.) Images with detail on less than a quarter of their area are not judged (``plain``): without
-    that rule, blank fundus photographs resemble each other.
+    Why 0.85. Of the 17 million pairs of 5 840 paediatric chest X-rays, those of different children reach 0.76 (0.81 in the
+    28-pixel MedMNIST version), so that at 0.85 only two pairs remain besides 32 redundant exact copies, each of two films of
+    one child. On the 780 breast ultrasound images of BUSI hardly a pair lies between: thresholds from 0.75 to 0.95 give 147 to
+    143 clusters of 330 to 316 images. At 0.85 there are 146 clusters of 324 images, the same at sizes of 64, 96, 128 and 224
+    pixels; every one of their pairs was looked at, and is the same picture, cropped or annotated anew, or the next frame of
+    the same sweep. Eight clusters carry two labels (nine benign–malignant pairs in six, a benign–normal pair in two).
+    Stricter rules count some 110 clusters of 248 images: a copy overlooked leaks, one too many costs a little freedom in
+    the split. Images with detail on less than a quarter of their area are not judged (``plain``): without that rule, blank
+    fundus photographs resemble each other.
     """
     if not 0.5 <= threshold <= 1:
-        raise MstlError(f"audit(threshold={threshold}): the similarity of copies lies between 0.5 and 1; {THRESHOLD} is what was measured to part "
-                        "copies from look-alikes.")
+        raise MstlError(f"audit(threshold={threshold}): the similarity of copies lies between 0.5 and 1; {THRESHOLD} is what was measured "
+                        "to part copies from look-alikes.")
     from mstl.datasets import copies
 
     if orientations not in copies.ORIENTATIONS:
@@ -298,18 +270,20 @@ def audit(data: ImageSet, *, threshold: float = THRESHOLD, orientations: str = "
     exact, _ = _components(pairs[pairs["exact"]], len(code))
     rows = np.concatenate(clusters) if clusters else np.empty(0, int)
     labels = np.asarray(data.labels)
-    members = pd.DataFrame({"cluster": cluster_ids[rows], "row": rows, "id": np.asarray(data.ids)[rows], "class": np.array(data.classes)[labels[rows]],
-                            "group": np.asarray(data.groups)[rows], "split": np.asarray(data.splits)[rows]})
+    members = pd.DataFrame({"cluster": cluster_ids[rows], "row": rows, "id": np.asarray(data.ids)[rows],
+                            "class": np.array(data.classes)[labels[rows]], "group": np.asarray(data.groups)[rows],
+                            "split": np.asarray(data.splits)[rows]})
     conflicts = [c for c in clusters if len(np.unique(labels[c])) > 1]
-    return Audit(name=data.name, n=len(code), threshold=threshold, clusters=clusters, exact=exact, conflicts=conflicts, cluster_ids=cluster_ids,
-                 pairs=pairs.sort_values(["i", "j"], ignore_index=True), members=members, plain=np.flatnonzero(seen.flat[code]))
+    return Audit(name=data.name, n=len(code), threshold=threshold, clusters=clusters, exact=exact, conflicts=conflicts,
+                 cluster_ids=cluster_ids, pairs=pairs.sort_values(["i", "j"], ignore_index=True), members=members,
+                 plain=np.flatnonzero(seen.flat[code]))
 
 
 def audit_across(sets: Mapping[str, ImageSet], *, threshold: float = THRESHOLD, orientations: str = "flip") -> pd.DataFrame:
-    """Copies between sets, for example between the stages of a lineage: what a later stage is tested on, an earlier one must not have seen.
+    """Copies between sets, for example the stages of a lineage: what a later stage is tested on, no earlier one must have seen.
 
-    One row a pair: set_a, id_a, class_a, set_b, id_b, class_b, similarity (1 for identical pixels), exact, mirrored; most similar first.
-    The sets may differ in size of image and in channels; exact copies are then found as near ones. See :func:`audit`.
+    One row a pair: set_a, id_a, class_a, set_b, id_b, class_b, similarity (1 for identical pixels), exact, mirrored; most
+    similar first. The sets may differ in size of image and in channels; exact copies are then found as near ones. See :func:`audit`.
     """
     from mstl.datasets import copies
 
@@ -321,14 +295,17 @@ def audit_across(sets: Mapping[str, ImageSet], *, threshold: float = THRESHOLD, 
     for number, a in enumerate(names):
         for b in names[number + 1 :]:
             near = copies.matches(seen[a], seen[b], threshold=threshold, orientations=orientations)
-            same = pd.DataFrame({"h": hashes[a], "u": range(len(hashes[a]))}).merge(pd.DataFrame({"h": hashes[b], "v": range(len(hashes[b]))}), on="h")
-            pairs = pd.concat([pd.DataFrame({"u": same["u"], "v": same["v"], "similarity": 1.0, "exact": True, "mirrored": False}),
-                               pd.DataFrame({"u": near.i, "v": near.j, "similarity": near.similarity, "exact": False, "mirrored": near.orientation > 0})])
+            u, v = _shared(hashes[a], hashes[b])
+            pairs = pd.DataFrame({"u": np.concatenate([u, near.i]), "v": np.concatenate([v, near.j]),
+                                  "similarity": np.concatenate([np.ones(len(u)), near.similarity]),
+                                  "exact": np.repeat([True, False], [len(u), len(near.i)]),
+                                  "mirrored": np.concatenate([np.zeros(len(u), bool), near.orientation > 0])})
             pairs = pairs.drop_duplicates(["u", "v"])
             for side, key, name in (("a", "u", a), ("b", "v", b)):  # every row of the set, not only the first of identical ones
                 data = sets[name]
-                pairs = pairs.merge(pd.DataFrame({key: unique[name][1], f"id_{side}": data.ids, f"class_{side}": np.array(data.classes)[data.labels]}),
-                                    on=key).assign(**{f"set_{side}": name})
+                rows = pd.DataFrame({key: unique[name][1], f"id_{side}": data.ids,
+                                     f"class_{side}": np.array(data.classes)[data.labels]})
+                pairs = pairs.merge(rows, on=key).assign(**{f"set_{side}": name})
             found.append(pairs)
     columns = ["set_a", "id_a", "class_a", "set_b", "id_b", "class_b", "similarity", "exact", "mirrored"]
     if not found:
@@ -338,11 +315,13 @@ def audit_across(sets: Mapping[str, ImageSet], *, threshold: float = THRESHOLD, 
 
 
 def group_by_cluster(data: ImageSet, audit: Audit) -> ImageSet:
-    """The set with groups that never part a cluster of copies: groups joined by a cluster become one, named after its first group."""
+    """The set with groups that never part a cluster of copies: groups that a cluster joins take the name of the first of them."""
     if audit.n != len(data.labels):
-        raise MstlError(f"The audit is of {audit.n} images of {audit.name}, but {data.name} has {len(data.labels)}: audit this very selection.")
+        raise MstlError(f"The audit is of {audit.n} images of {audit.name}, but {data.name} has {len(data.labels)}: "
+                        "audit this very selection.")
     names, code = np.unique(np.asarray(data.groups), return_inverse=True)
-    linked = pd.DataFrame({"i": [code[c[0]] for c in audit.clusters for _ in c[1:]], "j": [code[r] for c in audit.clusters for r in c[1:]]}, dtype=int)
+    linked = pd.DataFrame({"i": [code[c[0]] for c in audit.clusters for _ in c[1:]],
+                           "j": [code[r] for c in audit.clusters for r in c[1:]]}, dtype=int)
     merged = np.arange(len(names))
     for members in _components(linked, len(names))[0]:
         merged[members] = members[0]
@@ -357,8 +336,15 @@ def _identical(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, code
 
 
+def _shared(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in a and in b of the hashes that both hold; each hash occurs once in a side."""
+    _, i, j = np.intersect1d(a, b, return_indices=True)
+    return i, j
+
+
 def _hashes(images: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-    return np.array([hashlib.sha256(f"{images.shape[1:]}".encode() + np.ascontiguousarray(images[r]).tobytes()).hexdigest() for r in rows])
+    shape = str(images.shape[1:]).encode()
+    return np.array([hashlib.sha256(shape + np.ascontiguousarray(images[r]).tobytes()).hexdigest() for r in rows])
 
 
 def _rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -404,8 +390,8 @@ def _deal_folds(data: ImageSet, group: np.ndarray, k: int, seed: int, attempts: 
         if counts.min() > 0:
             return part
     fold, c = np.argwhere(counts == 0)[0]
-    raise MstlError(f"{data.name} cannot be dealt into {k} folds that all hold class '{data.classes[c]}' (fold {fold} has none): "
-                    "its images are in too few groups; use fewer folds.")
+    raise MstlError(f"{data.name} cannot be dealt into {k} folds that all hold class '{data.classes[c]}' "
+                    f"(fold {fold} has none): its images are in too few groups; use fewer folds.")
 
 
 def _draws(data: ImageSet, rest: np.ndarray, tested: np.ndarray, n_train: int | None, n_val: int | None, draws: int,
@@ -413,19 +399,20 @@ def _draws(data: ImageSet, rest: np.ndarray, tested: np.ndarray, n_train: int | 
     """Validation, then training, drawn from ``rest``; one Split a draw."""
     for name, n in (("n_train", n_train), ("n_val", n_val)):
         if n is not None and n < len(data.classes):
-            raise MstlError(f"{name}={n} is fewer images than the {len(data.classes)} classes of {data.name}: every class needs one.")
-    wanted_val = n_val if n_val is not None else max(len(data.classes), round(n_train / 4 if n_train is not None else len(rest) / 5))
+            raise MstlError(f"{name}={n} is fewer images than the {len(data.classes)} classes of {data.name}: each needs one.")
+    usual = n_train / 4 if n_train is not None else len(rest) / 5
+    wanted_val = n_val if n_val is not None else max(len(data.classes), round(usual))
     wanted_train = n_train or 1
     if wanted_train + wanted_val > len(rest):
-        raise MstlError(f"{data.name}: n_train={n_train} and {wanted_val} validation images were asked for, but only {len(rest)} images "
-                        "lie outside the test part: ask for fewer.")
+        raise MstlError(f"{data.name}: n_train={n_train} and {wanted_val} validation images were asked for, but only {len(rest)} "
+                        "images lie outside the test part: ask for fewer.")
     splits = []
     for draw in range(_checked_draws(draws)):
         val = _draw(data, rest, wanted_val, np.random.default_rng([seed, 1, draw]))
         left = np.setdiff1d(rest, val)
         if n_train is not None and n_train > len(left):
-            raise MstlError(f"{data.name}: n_train={n_train}, but whole groups leave only {len(left)} images beside {len(val)} for validation: "
-                            "ask for fewer.")
+            raise MstlError(f"{data.name}: n_train={n_train}, but whole groups leave only {len(left)} images beside {len(val)} "
+                            "for validation: ask for fewer.")
         train = left if n_train is None else _draw(data, left, n_train, np.random.default_rng([seed, 2, draw]))
         splits.append(_split(draw, data, train=train, val=val, test=tested))
     return splits
@@ -439,10 +426,10 @@ def _draw(data: ImageSet, pool: np.ndarray, n: int, random: np.random.Generator)
     counts = np.zeros((group.max() + 1, len(wanted)), int)
     np.add.at(counts, (group, stratum), 1)
     taken = np.zeros(len(counts), bool)
-    missing = wanted.copy()
+    missing, most = wanted.copy(), counts.sum(1).max()
     for g in random.permutation(len(counts)):
         after = missing - counts[g]
-        if np.abs(after).sum() < np.abs(missing).sum():
+        if np.abs(after).sum() < np.abs(missing).sum() and after.sum() >= -most:
             taken[g], missing = True, after
             if not missing.any():
                 break
@@ -491,7 +478,8 @@ def _codes(values: np.ndarray) -> np.ndarray:
 
 # -------------------------------------------------------------------------------------------------------------- checks
 
-def _refuse_shared_groups(split: Split, data: ImageSet, side: np.ndarray) -> None:
+def _refuse_shared_groups(data: ImageSet, side: np.ndarray, what: str) -> None:
+    """``side`` (N,): the number of the part that each image lies in, −1 for none."""
     used = np.flatnonzero(side >= 0)
     groups, code = np.unique(np.asarray(data.groups)[used], return_inverse=True)
     first = np.full(len(groups), len(PARTS))
@@ -502,15 +490,16 @@ def _refuse_shared_groups(split: Split, data: ImageSet, side: np.ndarray) -> Non
     if len(crossing):
         g = crossing[0]
         more = f" ({len(crossing)} groups do)" if len(crossing) > 1 else ""
-        raise MstlError(f"Fold {split.fold} of {data.name}: group '{groups[g]}' lies in both {PARTS[first[g]]} and {PARTS[last[g]]}{more}; "
-                        "split by whole groups, or correct the group column.")
+        raise MstlError(f"{what} of {data.name}: group '{groups[g]}' lies in both {PARTS[first[g]]} and "
+                        f"{PARTS[last[g]]}{more}; split by whole groups, or correct the group column.")
 
 
 def _refuse_empty_classes(data: ImageSet, index: np.ndarray, where: str) -> None:
     counts = np.bincount(np.asarray(data.labels)[index], minlength=len(data.classes))
     if (counts == 0).any():
         name = data.classes[int(np.argmin(counts))]
-        raise MstlError(f"Class '{name}' has no image in {where} of {data.name}: choose the classes with select(...), or add images of it.")
+        raise MstlError(f"Class '{name}' has no image in {where} of {data.name}: choose the classes with select(...), "
+                        "or add images of it.")
 
 
 def _checked_seed(seed: int) -> int:
