@@ -49,10 +49,14 @@ def arms(table: pd.DataFrame, *, threshold: str = "validation", level: float = 0
             truth, score = _truth(test, block), _score(test, block)
             cut = _cuts(own, block) if threshold == "validation" and score.ndim == 1 else 0.5
             for metric, name in METRICS.items():
-                mean = paired.chain_mean(truth, score, seed=test["seed"], fold=test["fold"], group=test["group"], metric=metric,
-                                         threshold=cut, level=level, n_resamples=n_resamples, random_seed=seed)
-                rows.append(key | {"model": model, "metric": name, "estimate": mean.estimate, "low": mean.low, "high": mean.high,
-                                   "sd_chains": mean.sd_chains} | {c: getattr(mean, c) for c in _COUNTS} | {"note": mean.note})
+                known = {"estimate": None, "low": None, "high": None, "sd_chains": None, **dict.fromkeys(_COUNTS), "note": ""}
+                try:
+                    mean = paired.chain_mean(truth, score, seed=test["seed"], fold=test["fold"], group=test["group"], metric=metric,
+                                             threshold=cut, level=level, n_resamples=n_resamples, random_seed=seed)
+                    known |= {field: getattr(mean, field) for field in known}
+                except MstlError as absent:  # for example precision where no image is called positive: said, not guessed
+                    known["note"] = str(absent)
+                rows.append(key | {"model": model, "metric": name} | known)
     return pd.DataFrame(rows)
 
 
@@ -227,7 +231,9 @@ def _telling(rows: pd.DataFrame) -> list[str]:
     return ["target"] + [c for c in ("variant", "backbone") if rows[c].nunique() > 1]
 
 
-def _interval(estimate: float, low: float | None, high: float | None, digits: int, sign: str = "") -> str:
+def _interval(estimate: float | None, low: float | None, high: float | None, digits: int, sign: str = "") -> str:
+    if estimate is None or pd.isna(estimate):
+        return "not defined"
     if low is None or pd.isna(low):
         return f"{estimate:{sign}.{digits}f}"
     return f"{estimate:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"

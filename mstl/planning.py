@@ -260,9 +260,9 @@ def plan(study: Study) -> list[PlannedRun]:
     runs += targets
     runs.append(_run("60_comparison", _comparison(study) | {"predictions": [run.path for run in targets]},
                      needs=[run.path for run in targets], outputs=["metrics.json"]))
-    reference = paths.share("data", "reference", "predictions.csv")
-    if study.show_reference and reference.is_file():
-        runs.append(_reference(study, reference))
+    committed = sorted(paths.share("data", "reference").glob("30_target/*/predictions.csv"))
+    if study.show_reference and committed:
+        runs.append(_reference(study, committed))
     twice = {run.path for run in runs if [other.path for other in runs].count(run.path) > 1}
     if twice:
         raise MstlError(f"Study {study.name} asks twice for the run {sorted(twice)[0]}: give its lineages, bridges, targets and "
@@ -345,11 +345,16 @@ def _comparison(study: Study) -> dict[str, Any]:
         "simulated": any(_simulated(target.data) for target in study.targets.values())}
 
 
-def _reference(study: Study, table: Path) -> PlannedRun:
-    """The comparison of the reference study, recomputed from its committed predictions with its own declaration."""
-    declared = _comparison(read_study("reference" if "reference" in studies() else study.name))
-    parameters = declared | {"study": study.name, "predictions": [os.path.relpath(table, paths.home())]}
-    return _run("60_comparison", parameters, name="reference", outputs=["metrics.json"], files=[table])
+def _reference(study: Study, committed: list[Path]) -> PlannedRun:
+    """The comparison of the reference study, recomputed from its committed predictions with its own declaration.
+
+    The tables come in the order of the study's file, so that its first target is also the first in every table and figure.
+    """
+    reference = read_study("reference" if "reference" in studies() else study.name)
+    order = {name: place for place, name in enumerate(reference.targets)}
+    tables = sorted(committed, key=lambda table: (order.get(table.parent.name.split("-")[0], len(order)), table.parent.name))
+    parameters = _comparison(reference) | {"study": study.name, "predictions": [os.path.relpath(table, paths.home()) for table in tables]}
+    return _run("60_comparison", parameters, name="reference", outputs=["metrics.json"], files=tables)
 
 
 def _simulated(name: str) -> bool:
