@@ -14,6 +14,8 @@ from pathlib import Path
 import mstl
 from mstl.errors import MstlError
 
+#: Options of Snakemake that say which study is run, and where.
+_OURS = {"--config", "-C", "--configfile", "--directory", "-d", "--snakefile", "-s", "--cores", "-c", "--logger", "--workflow-profile"}
 _MAIN = """\
 examples:
   mstl data list                       the data sets, what they are for and where they come from
@@ -91,25 +93,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(given: argparse.Namespace, options: list[str]) -> int:
-    from mstl import paths, planning
+    from mstl import estimates, paths, planning
     from mstl.execute import OWNER
     from mstl.locks import Lock
     from mstl.study import THREADS
 
     if given.jobs < 1:
         raise MstlError(f"--jobs is the number of runs at a time, but is {given.jobs}: give 1 or more.")
+    if taken := _OURS & {option.split("=")[0] for option in options}:
+        raise MstlError(f"The option {min(taken)} is set by mstl run itself: leave it out, or call Snakemake with workflow/Snakefile by hand.")
     study = planning.read_study(given.study)
     runs = planning.plan(study)
     planning.verify(runs)
     folder = planning.folder(study)
+    cost = estimates.estimate(study, jobs=given.jobs)
     if given.estimate:
-        from mstl import estimates
-
-        print(estimates.describe(estimates.estimate(study, jobs=given.jobs), study, jobs=given.jobs))
+        print(estimates.describe(cost, study, jobs=given.jobs))
         return 0
     with Lock(folder / ".lock").acquire(f"The study {study.name} ({folder})") as lock:
-        done = sum(planning.finished(study, run) for run in runs)
-        print(f"Study {study.name}: {len(runs)} runs, {done} finished before, {given.jobs} at a time, into {folder}", flush=True)
+        print(f"{estimates.headline(cost, study, jobs=given.jobs)} Into {folder}.", flush=True)
         environment = os.environ | dict.fromkeys(THREADS, str(study.threads)) | {OWNER: f"{os.getpid()}@{platform.node()}"}
         packages = [str(paths.share("workflow")), *([str(root)] if ((root := Path(mstl.__file__).parent.parent) / "pyproject.toml").is_file() else [])]
         environment["PYTHONPATH"] = os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -123,8 +125,11 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
     if code:
         print(f"mstl: study {study.name} did not finish; mend what failed, and the same command continues.", file=sys.stderr)
         return 1
-    if all(planning.finished(study, run) for run in runs):
-        print(f"Study {study.name} is finished ({time.monotonic() - began:.0f} s). Next: mstl book {given.study}")
+    if {"-n", "--dry-run", "--dryrun"} & set(options):
+        return 0
+    done = sum(planning.finished(study, run) for run in runs)
+    print(f"Study {study.name} is finished ({time.monotonic() - began:.0f} s). Next: mstl book {given.study}" if done == len(runs)
+          else f"Study {study.name}: {done} of {len(runs)} runs are finished.")
     return 0
 
 

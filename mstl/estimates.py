@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 #: Training images a second at 96 pixels on one thread of a 2.5 GHz server CPU (channels last, batch 16), and million
 #: parameters. Measured with a bare PyTorch loop; a name that is not here counts as its nearest relative by first letters.
 SPEED = {
-    "test_vit": (460, 0.3), "tf_efficientnet_lite0": (75, 3.4), "efficientnet_b0": (45, 4.0), "vit_tiny_patch16_224": (52, 5.5),
+    "test_vit": (460, 0.3), "tf_efficientnet_lite0": (75, 3.4), "efficientnet_b0": (49, 4.0), "vit_tiny_patch16_224": (52, 5.5),
     "vit_small_patch16_224": (16, 21.6), "vit_base_patch16_224": (5, 85.6), "resnet18": (40, 11.2), "resnet50": (16, 23.5),
-    "densenet121": (14, 7.0), "inception_v3": (14, 21.8), "convnext_tiny": (12, 27.8),
+    "densenet121": (20, 7.0), "inception_v3": (14, 21.8), "convnext_tiny": (12, 27.8),
 }
 #: Images of the published sets; of prepared sets, own folders and phantoms the number is known exactly.
 IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 325, "mias-tissue": 322, "mias-whole": 322, "cells-brightfield": 5400,
@@ -46,18 +46,24 @@ def estimate(study: Study, *, jobs: int = 2) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def headline(table: pd.DataFrame, study: Study, *, jobs: int = 2) -> str:
+    """One sentence: how many runs, and how long those that are not finished will take."""
+    todo = table[~table["finished"]]
+    time = f", about {_minutes(todo['ends'].max())} with {jobs} job{'s' * (jobs != 1)}" if len(todo) else ""
+    return f"Study {study.name}: {len(table)} runs, {len(table) - len(todo)} of them finished{time}."
+
+
 def describe(table: pd.DataFrame, study: Study, *, jobs: int = 2) -> str:
     """The estimate in words, a line a stage and the sum."""
-    todo = table[~table["finished"]]
-    lines = [f"Study {study.name}: {len(table)} runs, {len(table) - len(todo)} of them finished."]
+    lines = [headline(table, study, jobs=jobs)]
     for stage, part in table.groupby(table["run"].str.split("/").str[0]):
         rest = part[~part["finished"]]
         lines.append(f"  {stage:<14} {len(part):>3} runs  {_minutes(part['seconds'].sum()):>9} of one job"
                      + (f", {len(part) - len(rest)} finished" if len(rest) < len(part) else ""))
     measured = int((table["basis"] == "measured").sum())
-    lines.append(f"Still to do: about {_minutes(todo['ends'].max() if len(todo) else 0)} with {jobs} job{'s' * (jobs != 1)}, "
-                 f"{max(1, round(table['disk_mb'].sum()))} MB of disk in all"
-                 + (f" ({measured} runs as measured here before)." if measured else " (computed, from a server CPU; a GPU is faster)."))
+    lines.append(f"About {max(1, round(table['disk_mb'].sum()))} MB of disk. "
+                 + (f"{measured} runs took what they took here before; the others are" if measured else "All is")
+                 + " computed for a server CPU; a GPU is faster.")
     return "\n".join(lines)
 
 

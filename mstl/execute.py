@@ -106,7 +106,7 @@ def _papermill(template: Path, notebook: Path, parameters: dict[str, Any], stage
             print(f"{stage}: the kernel did not start ({error}); trying once more.", file=sys.stderr)
             once()
     except PapermillExecutionError as error:
-        if error.ename == MstlError.__name__:
+        if error.traceback == [f"{error.ename}: {error.evalue}"]:  # an MstlError, as mstl.study shows it
             raise MstlError(error.evalue) from None
         raise MstlError(f"{error.ename}: {' '.join(str(error.evalue).split()) or 'no message'} (cell [{error.exec_count}] of "
                         f"{stage}): read {notebook}.") from error

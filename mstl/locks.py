@@ -27,8 +27,11 @@ class Lock:
 
     def acquire(self, what: str, *, wait: float = 0.0) -> Lock:
         """Take the lock, waiting up to ``wait`` seconds; else an :class:`MstlError` that says who holds ``what``."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise MstlError(f"{what} cannot be written ({error.strerror or error}): make room there, or set MSTL_HOME to a folder of yours.") from error
         end = time.monotonic() + wait
         while not _try(handle):
             if time.monotonic() >= end:

@@ -149,9 +149,8 @@ class Run:
         """
         with _disk(self.out):
             if predictions is not None:
-                from mstl import predictions as table
-
-                table.write(predictions, self.work / "predictions.csv")
+                # by name, so that only notebooks that import it themselves depend on it
+                importlib.import_module("mstl.predictions").write(predictions, self.work / "predictions.csv")
             for name, frame in (("history", history), ("boxes", boxes)):
                 if frame is not None:
                     frame.to_csv(self.work / f"{name}.csv", index=False, lineterminator="\n")
@@ -182,9 +181,8 @@ class Run:
         for name in results:
             os.replace(self.work / name, self.out / name)
         os.replace(self.work / RECORD, self.out / RECORD)
-        (self.work / "progress.json").unlink(missing_ok=True)
-        if not any(self.work.iterdir()):
-            self.work.rmdir()
+        if {path.name for path in self.work.iterdir()} <= {"progress.json"}:
+            _remove(self.work)
 
     def _make(self, text: str) -> str:
         """The command that makes the run ``stage/slug``."""

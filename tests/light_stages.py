@@ -108,7 +108,7 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
 
-def mstl(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess:
+def mstl(folder: Path, *words: str, timeout: float = 600) -> subprocess.CompletedProcess:
     """``mstl …`` in the checkout."""
     return subprocess.run([sys.executable, "-m", "mstl.cli", *words], cwd=folder, env=environment(folder), capture_output=True, text=True,
                           timeout=timeout)

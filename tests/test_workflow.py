@@ -72,7 +72,7 @@ def test_a_second_call_does_nothing_within_five_seconds(done):
     ended = os.times()
     assert ended.children_user + ended.children_system - began.children_user - began.children_system < 5
     assert again.returncode == 0
-    assert not changed(place, before) and "6 finished before" in again.stdout and not again.stderr
+    assert not changed(place, before) and "6 runs, 6 of them finished." in again.stdout and not again.stderr
 
 
 def test_every_run_leaves_its_notebook_and_record(done):
