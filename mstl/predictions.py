@@ -257,6 +257,9 @@ def _floats(values: pd.Series, column: str, name: str) -> np.ndarray:
 def _both_classes(table: pd.DataFrame, single: list[str], name: str) -> pd.DataFrame:
     """A binary table that gives one probability gets the column of the other class, before it."""
     names = _probability_columns(table)
+    given = names[0] if len(names) == 1 else single[0] if not names else ""
+    if given:
+        _refuse(~table[given].between(0, 1), name, lambda row: f"{given} ({table[given][row]:g}) is not a probability between 0 and 1")
     if not names:
         table = table.rename(columns={single[0]: "p_1"})
         _refuse(~table["y_true"].isin(["0", "1", "0.0", "1.0", "False", "True"]), name,
@@ -400,6 +403,9 @@ def _pack(*codes: np.ndarray) -> np.ndarray:
 
 def _merged_order(orders: Sequence[Sequence[str]]) -> list[str]:
     """The ``p_`` columns of all tables, each table's own order kept: it says which class is positive."""
+    plain = list(dict.fromkeys(c for order in orders for c in order))
+    if all(sorted(order, key=plain.index) == list(order) for order in orders):
+        return plain
     from graphlib import CycleError, TopologicalSorter
 
     before: dict[str, list[str]] = {}

@@ -69,8 +69,8 @@ def copied(image: np.ndarray, how: str) -> np.ndarray:
         grey = np.rot90(grey)
     elif how == "marked":
         grey = grey.copy()
-        grey[50:53, 8:40] = 255
-        grey[20:30, 30] = grey[25, 25:36] = 255
+        for x, y in ((20, 30), (44, 30), (32, 18)):  # callipers
+            grey[y - 2 : y + 3, x] = grey[y, x - 2 : x + 3] = 255
     elif how == "padded":
         grey = np.pad(np.asarray(Image.fromarray(grey).resize((64, 44), Image.Resampling.LANCZOS)), ((10, 10), (0, 0)))
     return grey[..., None]
