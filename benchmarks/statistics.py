@@ -45,6 +45,7 @@ def sample(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 # ---------------------------------------------------------------- tasks: name → (numbers that must agree) by package
 
+
 def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -95,13 +96,19 @@ def bootstrap_tasks() -> dict:
     if has("MLstatkit"):
         from MLstatkit import Bootstrapping
 
-        tasks["MLstatkit (one model)"] = lambda y, a, b: (Bootstrapping(y, a, "roc_auc", n_bootstraps=RESAMPLES)[0] - roc.auc(y, b),)
+        tasks["MLstatkit (one model)"] = lambda y, a, b: (
+            Bootstrapping(y, a, "roc_auc", n_bootstraps=RESAMPLES)[0] - roc.auc(y, b),
+        )
     return {f"paired bootstrap of the AUC, {RESAMPLES} resamples": tasks}
 
 
 def decision_tasks() -> dict:
     """Net benefit at 99 thresholds; ours without its band is not offered, so the band's time is included."""
-    tasks = {"mstl (with band)": lambda y, a, b: tuple(decision.net_benefit(y, a, THRESHOLDS, n_resamples=100).model[[9, 49]])}
+    tasks = {
+        "mstl (with band)": lambda y, a, b: tuple(
+            decision.net_benefit(y, a, THRESHOLDS, n_resamples=100).model[[9, 49]]
+        )
+    }
     if has("dcurves"):
         from dcurves import dca
 
@@ -122,7 +129,9 @@ def proc_delong(y, a, b):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         pd.DataFrame({"y": y, "a": a, "b": b}).to_csv(path, index=False)
-        out = subprocess.run(["Rscript", "-e", code, str(path)], capture_output=True, text=True, check=True).stdout.split()
+        out = subprocess.run(
+            ["Rscript", "-e", code, str(path)], capture_output=True, text=True, check=True
+        ).stdout.split()
     proc_delong.seconds = float(out[2])
     return float(out[0]), float(out[1])
 
@@ -137,14 +146,27 @@ def times(sizes: list[int]) -> pd.DataFrame:
             for package, run in packages.items():
                 if (task, package) in too_slow:
                     continue
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+                with (
+                    contextlib.redirect_stdout(io.StringIO()),
+                    contextlib.redirect_stderr(io.StringIO()),
+                    warnings.catch_warnings(),
+                ):
                     warnings.simplefilter("ignore")
                     start = time.perf_counter()
                     try:
                         numbers = np.asarray(run(y, a, b), dtype=float)
                     except Exception as problem:  # a peer that fails is a result, and is shown as one
-                        rows.append({"task": task, "n": n, "package": package, "seconds": None, "times ours": None, "largest difference": None,
-                                     "problem": f"{type(problem).__name__}: {str(problem)[:60]}"})
+                        rows.append(
+                            {
+                                "task": task,
+                                "n": n,
+                                "package": package,
+                                "seconds": None,
+                                "times ours": None,
+                                "largest difference": None,
+                                "problem": f"{type(problem).__name__}: {str(problem)[:60]}",
+                            }
+                        )
                         too_slow.add((task, package))
                         continue
                     seconds = getattr(run, "seconds", None) or time.perf_counter() - start
@@ -152,14 +174,27 @@ def times(sizes: list[int]) -> pd.DataFrame:
                     too_slow.add((task, package))
                 if package.startswith("mstl"):
                     ours, seconds_ours = numbers, seconds
-                gap = float(np.max(np.abs(numbers - ours[:len(numbers)])))
-                rows.append({"task": task, "n": n, "package": package, "seconds": round(seconds, 4), "times ours": round(seconds / seconds_ours, 1),
-                             "largest difference": gap, "problem": ""})
-                print(f"{task:46s} n = {n:>9,d}  {package:26s} {seconds:9.3f} s  × {seconds / seconds_ours:<8.1f} difference {gap:.1e}", flush=True)
+                gap = float(np.max(np.abs(numbers - ours[: len(numbers)])))
+                rows.append(
+                    {
+                        "task": task,
+                        "n": n,
+                        "package": package,
+                        "seconds": round(seconds, 4),
+                        "times ours": round(seconds / seconds_ours, 1),
+                        "largest difference": gap,
+                        "problem": "",
+                    }
+                )
+                print(
+                    f"{task:46s} n = {n:>9,d}  {package:26s} {seconds:9.3f} s  × {seconds / seconds_ours:<8.1f} difference {gap:.1e}",
+                    flush=True,
+                )
     return pd.DataFrame(rows)
 
 
 # ---------------------------------------------------------------- Monte-Carlo
+
 
 def coverage(n_sim: int) -> pd.DataFrame:
     """Share of simulated samples whose 95 % interval holds the truth, or whose test rejects a true null at 0.05."""
@@ -182,9 +217,19 @@ def coverage(n_sim: int) -> pd.DataFrame:
         for fold in range(2):
             y = np.repeat(np.arange(30) % 5 < 2, 2)
             image = y + 0.7 * np.repeat(rng.normal(size=30), 2) + 0.5 * rng.normal(size=60)
-            parts += [pd.DataFrame({"y": y, "seed": s, "fold": fold, "group": np.repeat(np.arange(30), 2) + 100 * fold,
-                                    "a": image + effect[0, s] * y + 0.6 * rng.normal(size=60),
-                                    "b": image + effect[1, s] * y + 0.6 * rng.normal(size=60)}) for s in range(n_chains)]
+            parts += [
+                pd.DataFrame(
+                    {
+                        "y": y,
+                        "seed": s,
+                        "fold": fold,
+                        "group": np.repeat(np.arange(30), 2) + 100 * fold,
+                        "a": image + effect[0, s] * y + 0.6 * rng.normal(size=60),
+                        "b": image + effect[1, s] * y + 0.6 * rng.normal(size=60),
+                    }
+                )
+                for s in range(n_chains)
+            ]
         return pd.concat(parts)
 
     def calibrated(n=300):
@@ -205,7 +250,9 @@ def coverage(n_sim: int) -> pd.DataFrame:
 
     def of_chains(n_chains, spread):
         t = chains(n_chains, spread)
-        d = paired.chain_difference(t.y, t.a, t.b, seed=t.seed, fold=t.fold, group=t.group, n_resamples=500, random_seed=int(rng.integers(1e9)))
+        d = paired.chain_difference(
+            t.y, t.a, t.b, seed=t.seed, fold=t.fold, group=t.group, n_resamples=500, random_seed=int(rng.integers(1e9))
+        )
         return holds(d.low, d.high, 0)
 
     def of_f1():
@@ -223,9 +270,12 @@ def coverage(n_sim: int) -> pd.DataFrame:
         return y, 1.2 * y + 0.6 * rng.normal(size=70) + y * skill + 0.8 * rng.normal(size=(2, 4, 70))
 
     intervals = {
-        "DeLong, plain": lambda: of_delong("plain"), "DeLong, logit": lambda: of_delong("logit"),
-        "paired bootstrap, percentile": lambda: of_difference("percentile"), "paired bootstrap, BCa": lambda: of_difference("bca"),
-        "F1, BCa": of_f1, "calibration slope": of_slope,
+        "DeLong, plain": lambda: of_delong("plain"),
+        "DeLong, logit": lambda: of_delong("logit"),
+        "paired bootstrap, percentile": lambda: of_difference("percentile"),
+        "paired bootstrap, BCa": lambda: of_difference("bca"),
+        "F1, BCa": of_f1,
+        "calibration slope": of_slope,
         **{f"{s} chains, spread {d}": (lambda s=s, d=d: of_chains(s, d)) for s in (2, 3, 5) for d in (0.0, 0.3, 1.0)},
     }
     tests = {
@@ -240,7 +290,16 @@ def coverage(n_sim: int) -> pd.DataFrame:
         for name, once in entries.items():
             share = float(np.mean([once() for _ in range(n_sim)]))
             error = float(np.sqrt(share * (1 - share) / n_sim))
-            rows.append({"kind": kind, "name": name, "nominal": nominal, "observed": share, "standard error": error, "simulations": n_sim})
+            rows.append(
+                {
+                    "kind": kind,
+                    "name": name,
+                    "nominal": nominal,
+                    "observed": share,
+                    "standard error": error,
+                    "simulations": n_sim,
+                }
+            )
             print(f"{kind:13s} {name:34s} {share:.3f} ± {error:.3f} (standard error; nominal {nominal})", flush=True)
     return pd.DataFrame(rows)
 
@@ -248,7 +307,9 @@ def coverage(n_sim: int) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--largest", type=int, default=1_000_000, help="largest number of images (default 10⁶)")
-    parser.add_argument("--coverage", action="store_true", help="Monte-Carlo coverage and type-I error instead of times")
+    parser.add_argument(
+        "--coverage", action="store_true", help="Monte-Carlo coverage and type-I error instead of times"
+    )
     parser.add_argument("--simulations", type=int, default=1000, help="simulated samples for each line of --coverage")
     parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
     arguments = parser.parse_args()
