@@ -213,11 +213,12 @@ def _cuts(own: pd.DataFrame, block: pd.DataFrame) -> Mapping[tuple, float] | flo
 
 
 def _aligned(block: pd.DataFrame, a: str, b: str) -> dict[str, np.ndarray]:
-    """Test rows of both models, row for row: seed, fold, group, truth (n,) and the scores a, b (n,) or (n, K)."""
+    """Test rows of both models in the chains that both have, row for row: seed, fold, group, truth (n,) and the scores a, b (n,) or (n, K)."""
     keys = ["seed", "fold", "image_id"]
     test = block[block["split"] == "test"]
-    left, right = (test[test["model"] == m].sort_values(keys) for m in (a, b))
-    if len(left) != len(right) or not (left[keys].to_numpy() == right[keys].to_numpy()).all():
+    chains = set(test.loc[test["model"] == a, "seed"]) & set(test.loc[test["model"] == b, "seed"])
+    left, right = (test[(test["model"] == m) & test["seed"].isin(chains)].sort_values(keys) for m in (a, b))
+    if not len(left) or len(left) != len(right) or not (left[keys].to_numpy() == right[keys].to_numpy()).all():
         where = ", ".join(str(block[k].iloc[0]) for k in BLOCK if block[k].iloc[0])
         raise MstlError(f"{a} and {b} do not cover the same images in the same chains and folds ({where or 'the table'}: {len(left)} and "
                         f"{len(right)} test rows), so they cannot be compared in pairs: give both models' predictions on every test image.")
