@@ -58,6 +58,7 @@ $(STAMP): requirements.txt pyproject.toml
 # Everything a room without network needs: all requirements and what builds the project, as wheels. The project's own wheel is
 # beside them, for machines that get the wheelhouse alone.
 wheelhouse: $(STAMP)
+	@mkdir -p wheelhouse
 	$(if $(TORCH_INDEX),$(PIP) download --quiet --no-deps --index-url $(TORCH_INDEX) --dest wheelhouse $(TORCH_PINS))
 	$(PIP) wheel --quiet --find-links wheelhouse --wheel-dir wheelhouse -r requirements.txt hatchling editables
 	$(PIP) wheel --quiet --no-deps --find-links wheelhouse --wheel-dir wheelhouse .
