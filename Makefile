@@ -10,7 +10,7 @@
 #   VENV=.venv                 where everything is installed
 #   SYSTEM_SITE=1              build VENV over the interpreter's own packages, so that its torch + torchvision are kept
 #   WHEELHOUSE=wheelhouse      install from this folder only, without network (make wheelhouse fills it)
-#   TORCH_INDEX=URL            take torch + torchvision from this package index, e.g. the CPU builds of pytorch.org
+#   TORCH_INDEX=URL            take torch + torchvision from this package index, for example one with CPU builds
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,7 +31,7 @@ HAS_TORCH := import torch, torchvision; \
   torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5); \
   assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 
-.PHONY: book test wheelhouse clean
+.PHONY: book test reference wheelhouse clean
 .DELETE_ON_ERROR:
 
 book: $(STAMP)
@@ -63,6 +63,17 @@ wheelhouse: $(STAMP)
 	$(PIP) wheel --quiet --find-links wheelhouse --wheel-dir wheelhouse -r requirements.txt hatchling editables
 	$(PIP) wheel --quiet --no-deps --find-links wheelhouse --wheel-dir wheelhouse .
 	@echo "$$(ls wheelhouse/*.whl | wc -l) wheels, $$(du -sh wheelhouse | cut -f1): copy the project's folder, then make book WHEELHOUSE=wheelhouse"
+
+# Runs the reference study (the archives must be in data/raw/ or a folder of $MSTL_DATA) and renews what is committed of it:
+# predictions, metrics, histories and run records; no image, no checkpoint.
+reference: $(STAMP)
+	@$(BIN)/mstl run reference --jobs $(JOBS)
+	@for run in $$(cd runs/reference && ls -d 20_bridge/* 30_target/*); do \
+	  mkdir -p data/reference/$$run; \
+	  for name in predictions.csv metrics.json history.csv run.json; do \
+	    if test -f runs/reference/$$run/$$name; then cp runs/reference/$$run/$$name data/reference/$$run/; fi; \
+	  done; \
+	done
 
 clean:
 	rm -rf $(VENV) _build dist .pytest_cache .hypothesis
