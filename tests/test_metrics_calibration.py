@@ -47,11 +47,15 @@ def test_the_calibration_line_equals_statsmodels_plain_and_clustered():
     x, group = np.log(p / (1 - p)), np.repeat(np.arange(100), 4)
     plain = sm.Logit(y.astype(float), sm.add_constant(x)).fit(disp=False).conf_int()
     line = calibration.calibration_line(y, p)
-    assert [line.intercept_low, line.intercept_high, line.slope_low, line.slope_high] == pytest.approx(plain.ravel(), abs=1e-6)
+    assert [line.intercept_low, line.intercept_high, line.slope_low, line.slope_high] == pytest.approx(
+        plain.ravel(), abs=1e-6
+    )
     model = sm.GLM(y.astype(float), sm.add_constant(x), family=sm.families.Binomial())
     clustered = model.fit(cov_type="cluster", cov_kwds={"groups": group}).conf_int()
     line = calibration.calibration_line(y, p, groups=group)
-    assert [line.intercept_low, line.intercept_high, line.slope_low, line.slope_high] == pytest.approx(clustered.ravel(), abs=2e-3)
+    assert [line.intercept_low, line.intercept_high, line.slope_low, line.slope_high] == pytest.approx(
+        clustered.ravel(), abs=2e-3
+    )
     large = sm.GLM(y.astype(float), np.ones(400), family=sm.families.Binomial(), offset=x).fit()
     assert line.in_the_large == pytest.approx(large.params[0], abs=1e-7)
 
@@ -88,7 +92,11 @@ def test_deciles_of_reliability_hold_every_image_once_and_keep_equal_risks_toget
     y, p = calibrated(np.random.default_rng(6))
     table = calibration.reliability(y, np.round(p, 1))
     assert table.n.sum() == 400 and table.positives.sum() == y.sum()
-    assert table.mean_risk.is_monotonic_increasing and (table.low <= table.observed).all() and (table.observed <= table.high).all()
+    assert (
+        table.mean_risk.is_monotonic_increasing
+        and (table.low <= table.observed).all()
+        and (table.observed <= table.high).all()
+    )
     assert len(calibration.reliability(y, p)) == 10
 
 
@@ -135,6 +143,7 @@ def test_a_risk_above_1_is_named_with_its_row():
 
 # ---------------------------------------------------------------- decisions
 
+
 @given(st.integers(0, 5000), st.floats(0.01, 0.9))
 @settings(max_examples=40, deadline=None)
 def test_net_benefit_is_its_definition_and_never_beats_perfect_knowledge(seed, threshold):
@@ -161,7 +170,10 @@ def test_the_band_of_net_benefit_covers_at_a_known_prevalence():
     y, p = calibrated(rng, 400_000)
     share = float(y.mean())
     truth = decision.net_benefit(y[:200_000], p[:200_000], [0.2, 0.5], prevalence=share, n_resamples=100).model
-    curves = [decision.net_benefit(*calibrated(rng, 300), [0.2, 0.5], prevalence=share, n_resamples=200, seed=k) for k in range(150)]
+    curves = [
+        decision.net_benefit(*calibrated(rng, 300), [0.2, 0.5], prevalence=share, n_resamples=200, seed=k)
+        for k in range(150)
+    ]
     inside = np.mean([(c.low <= truth) & (truth <= c.high) for c in curves], axis=0)
     assert ((0.89 <= inside) & (inside <= 0.99)).all()
 

@@ -25,12 +25,23 @@ def design(rng, *, chains=3, folds=5, n=60, effect=0.0, per_group=2, chain_sd=0.
             groups = n // per_group
             y = np.repeat(np.arange(groups) % 5 < 2, per_group)
             group = np.repeat(np.arange(groups), per_group) + (0 if shared else 1000 * f)
-            image = y + 0.7 * rng.normal(size=groups)[np.repeat(np.arange(groups), per_group)] + 0.5 * rng.normal(size=n)
+            image = (
+                y + 0.7 * rng.normal(size=groups)[np.repeat(np.arange(groups), per_group)] + 0.5 * rng.normal(size=n)
+            )
         for s in range(chains):
             offset = rng.normal()
-            parts.append(pd.DataFrame({"y": y.astype(int), "seed": s, "fold": f, "group": group,
-                                       "a": image + (effect + chain_effect[0, s]) * y + 0.6 * rng.normal(size=n) + offset,
-                                       "b": image + chain_effect[1, s] * y + 0.6 * rng.normal(size=n) - offset}))
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "y": y.astype(int),
+                        "seed": s,
+                        "fold": f,
+                        "group": group,
+                        "a": image + (effect + chain_effect[0, s]) * y + 0.6 * rng.normal(size=n) + offset,
+                        "b": image + chain_effect[1, s] * y + 0.6 * rng.normal(size=n) - offset,
+                    }
+                )
+            )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -52,7 +63,9 @@ def test_the_primary_estimand_is_the_mean_of_within_fold_differences_and_never_p
 def test_the_order_of_rows_does_not_change_the_estimand():
     t = design(np.random.default_rng(1))
     shuffled = t.sample(frac=1, random_state=0)
-    assert compare(shuffled, n_resamples=100).difference == pytest.approx(compare(t, n_resamples=100).difference, abs=1e-12)
+    assert compare(shuffled, n_resamples=100).difference == pytest.approx(
+        compare(t, n_resamples=100).difference, abs=1e-12
+    )
 
 
 def test_identical_arms_differ_by_nothing_with_p_1():
@@ -72,7 +85,9 @@ def test_two_perfect_models_have_no_interval_and_no_detectable_difference_rather
 @pytest.mark.parametrize(("chain_sd", "most"), [(0.0, 1.0), (0.5, 0.99)])
 def test_the_interval_over_chains_and_folds_covers_at_its_level_whether_chains_differ_or_not(chain_sd, most):
     rng = np.random.default_rng(3)
-    results = [compare(design(rng, folds=2, n=60, chain_sd=chain_sd), n_resamples=200, random_seed=k) for k in range(100)]
+    results = [
+        compare(design(rng, folds=2, n=60, chain_sd=chain_sd), n_resamples=200, random_seed=k) for k in range(100)
+    ]
     assert 0.9 <= np.mean([r.low <= 0 <= r.high for r in results]) <= most
     assert np.mean([r.p_value < 0.05 for r in results]) <= 0.1
     spread = np.std([r.difference for r in results])
@@ -82,7 +97,10 @@ def test_the_interval_over_chains_and_folds_covers_at_its_level_whether_chains_d
 @pytest.mark.parametrize("chains", [1, 5])
 def test_a_difference_of_the_detectable_size_is_found_in_most_studies(chains):
     rng = np.random.default_rng(16)
-    results = [compare(design(rng, chains=chains, folds=2, n=60, effect=1.2), n_resamples=200, random_seed=k) for k in range(50)]
+    results = [
+        compare(design(rng, chains=chains, folds=2, n=60, effect=1.2), n_resamples=200, random_seed=k)
+        for k in range(50)
+    ]
     within_reach = np.median([r.detectable for r in results]) < np.mean([r.difference for r in results])
     assert within_reach and np.mean([r.p_value < 0.05 for r in results]) > 0.8
 
@@ -107,7 +125,9 @@ def test_a_test_part_shared_by_all_draws_is_resampled_jointly():
 def test_one_chain_and_one_fold_reduce_to_the_clustered_bootstrap():
     t = design(np.random.default_rng(5), chains=1, folds=1, n=120)
     one = compare(t, n_resamples=4000)
-    plain = paired.bootstrap_difference("auc", t.y, t.a, t.b, groups=t.group, method="percentile", n_resamples=4000, seed=9)
+    plain = paired.bootstrap_difference(
+        "auc", t.y, t.a, t.b, groups=t.group, method="percentile", n_resamples=4000, seed=9
+    )
     delong = roc.delong_test(t.y, t.a, t.b, groups=t.group)
     assert one.difference == pytest.approx(plain.difference) == pytest.approx(delong.difference)
     assert one.standard_error == pytest.approx(plain.standard_error, rel=0.06)
@@ -118,11 +138,15 @@ def test_one_chain_and_one_fold_reduce_to_the_clustered_bootstrap():
 def test_the_mean_of_one_arm_takes_thresholds_by_cell():
     t = design(np.random.default_rng(6), chains=2, folds=2)
     cuts = {(s, f): float(c.b.median()) for (s, f), c in t.groupby(["seed", "fold"])}
-    result = paired.chain_mean(t.y, t.b, seed=t.seed, fold=t.fold, group=t.group, metric="accuracy", threshold=cuts, n_resamples=200)
+    result = paired.chain_mean(
+        t.y, t.b, seed=t.seed, fold=t.fold, group=t.group, metric="accuracy", threshold=cuts, n_resamples=200
+    )
     by_hand = [((c.b >= cuts[key]) == c.y).mean() for key, c in t.groupby(["seed", "fold"])]
     assert result.estimate == pytest.approx(np.mean(by_hand))
     rows = t.set_index(["seed", "fold"]).index.map(cuts)
-    again = paired.chain_mean(t.y, t.b, seed=t.seed, fold=t.fold, group=t.group, metric="accuracy", threshold=rows.to_numpy(), n_resamples=200)
+    again = paired.chain_mean(
+        t.y, t.b, seed=t.seed, fold=t.fold, group=t.group, metric="accuracy", threshold=rows.to_numpy(), n_resamples=200
+    )
     assert again.low == result.low and again.high == result.high
 
 
@@ -149,7 +173,9 @@ def test_two_thousand_resamples_over_fifteen_cells_take_about_a_second():
     assert time.process_time() - start < 4
 
 
-@pytest.mark.parametrize(("metric", "threshold"), [("auc", 0.5), ("average_precision", 0.5), ("f1", 0.6), ("mcc", 0.4), ("brier", 0.5)])
+@pytest.mark.parametrize(
+    ("metric", "threshold"), [("auc", 0.5), ("average_precision", 0.5), ("f1", 0.6), ("mcc", 0.4), ("brier", 0.5)]
+)
 def test_leaving_groups_out_by_weights_equals_leaving_their_rows_out(metric, threshold):
     from mstl.metrics import _resample
 
@@ -192,7 +218,13 @@ def test_bca_of_a_mean_equals_scipy():
     a, b = rng.beta(2, 5, 60), rng.beta(2, 2, 60)
     ours = paired.bootstrap_difference("brier", y, a, b, groups=np.arange(60), n_resamples=20_000)
     loss = (a - y) ** 2 - (b - y) ** 2
-    scipy = bootstrap((loss[:30], loss[30:]), lambda u, v, axis=-1: (u.mean(axis) + v.mean(axis)) / 2, n_resamples=20_000, method="BCa", rng=1)
+    scipy = bootstrap(
+        (loss[:30], loss[30:]),
+        lambda u, v, axis=-1: (u.mean(axis) + v.mean(axis)) / 2,
+        n_resamples=20_000,
+        method="BCa",
+        rng=1,
+    )
     assert (ours.low, ours.high) == pytest.approx(scipy.confidence_interval, abs=0.004)
 
 
@@ -229,7 +261,9 @@ def test_mcnemar_gives_the_published_answers():
     assert m.statistic_corrected == pytest.approx(20.67222, abs=1e-5)
 
 
-@pytest.mark.parametrize(("pair", "exact", "corrected"), [((38, 21), 0.0363, 0.037), ((9, 0), 0.0039, 0.0077), ((6, 0), 0.031, 0.041)])
+@pytest.mark.parametrize(
+    ("pair", "exact", "corrected"), [((38, 21), 0.0363, 0.037), ((9, 0), 0.0039, 0.0077), ((6, 0), 0.031, 0.041)]
+)
 def test_the_published_operating_points_come_from_the_corrected_test(pair, exact, corrected):
     m = paired.mcnemar(*discordant(*pair, both=300))
     assert m.p_exact == pytest.approx(exact, abs=6e-4)
@@ -269,6 +303,7 @@ def test_the_clustered_mcnemar_keeps_its_level_where_the_plain_one_does_not():
 
 
 # ---------------------------------------------------------------- predictive values, margins, several models
+
 
 def calls(rng, n=300, same=0.8):
     """Two models' calls of equal PPV and NPV in the population, agreeing more than by chance."""
@@ -310,7 +345,12 @@ def test_identical_calls_have_ppv_difference_0_and_p_1():
 
 def test_equivalence_is_decided_by_the_interval_of_twice_alpha():
     inside = paired.equivalence(0.001, 0.005, 0.02)
-    assert inside.equivalent and inside.noninferior and inside.p_equivalent < 0.05 and "equivalent within" in inside.verdict
+    assert (
+        inside.equivalent
+        and inside.noninferior
+        and inside.p_equivalent < 0.05
+        and "equivalent within" in inside.verdict
+    )
     better = paired.equivalence(0.03, 0.005, 0.02)
     assert better.noninferior and not better.equivalent and better.p_superior < 0.001
     vague = paired.equivalence(0.0, 0.05, 0.02)

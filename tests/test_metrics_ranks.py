@@ -81,7 +81,11 @@ def test_data_sets_that_rank_all_models_alike_have_no_f_and_say_so():
 def test_pairs_differ_exactly_when_further_apart_than_the_critical_difference_and_cliques_hold_the_rest():
     r = ranks.nemenyi(table(np.random.default_rng(3), 15, 5, step=0.7))
     assert (r.pairs.different == (r.pairs.rank_difference.abs() > r.critical_difference)).all()
-    assert (r.pairs.different == (r.pairs.p_value < 0.05)).all() and r.pairs.different.any() and not r.pairs.different.all()
+    assert (
+        (r.pairs.different == (r.pairs.p_value < 0.05)).all()
+        and r.pairs.different.any()
+        and not r.pairs.different.all()
+    )
     for _, pair in r.pairs.iterrows():
         together = any(pair.a in clique and pair.b in clique for clique in r.cliques)
         assert together != pair.different

@@ -4,8 +4,17 @@ import pytest
 from mstl.errors import MstlError
 from mstl.metrics import readers, roc
 
-VAN_DYKE = readers.Components(ms_t=0.004796171, ms_r=np.nan, ms_tr=0.0005510306, variance=np.nan, cov1=np.nan, cov2=0.0003440748,
-                              cov3=0.0002390284, n_modalities=2, n_readers=5)
+VAN_DYKE = readers.Components(
+    ms_t=0.004796171,
+    ms_r=np.nan,
+    ms_tr=0.0005510306,
+    variance=np.nan,
+    cov1=np.nan,
+    cov2=0.0003440748,
+    cov3=0.0002390284,
+    n_modalities=2,
+    n_readers=5,
+)
 
 
 def study(rng, modalities=2, n_readers=4, m=30, n=40, effect=0.0, reader_sd=0.25):
@@ -34,7 +43,9 @@ def test_mean_squares_and_covariances_are_their_definitions():
     _, covariance = roc.delong_covariance(y, s.reshape(8, -1))
     assert r.components.variance == pytest.approx(np.diag(covariance).mean())
     assert r.components.cov1 == pytest.approx(np.mean([covariance[k, k + 4] for k in range(4)]))
-    assert r.components.cov2 == pytest.approx((covariance[:4, :4].sum() + covariance[4:, 4:].sum() - np.trace(covariance)) / 24)
+    assert r.components.cov2 == pytest.approx(
+        (covariance[:4, :4].sum() + covariance[4:, 4:].sum() - np.trace(covariance)) / 24
+    )
 
 
 def test_with_two_modalities_f_is_the_square_of_the_pairs_t():

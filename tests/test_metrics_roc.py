@@ -15,7 +15,8 @@ def sample(rng, m=40, n=60, shift=1.0, ties=False):
 
 
 tables = st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=4, max_size=40).filter(
-    lambda rows: 2 <= sum(r[0] for r in rows) <= len(rows) - 2)
+    lambda rows: 2 <= sum(r[0] for r in rows) <= len(rows) - 2
+)
 
 
 @given(tables)
@@ -159,6 +160,7 @@ def test_the_covariance_of_several_models_holds_the_variance_of_each_difference(
 
 # ---------------------------------------------------------------- curves, points, parts, classes
 
+
 def test_the_roc_curve_has_the_auc_as_its_area_and_its_band_holds_the_curve():
     y, s = sample(np.random.default_rng(8), ties=True)
     curve = roc.roc_curve(y, s, n_resamples=300)
@@ -174,8 +176,10 @@ def test_the_band_of_the_roc_curve_covers_the_true_sensitivity_near_its_level():
     rng = np.random.default_rng(9)
     grid = np.array([0.1, 0.3, 0.5])
     truth = norm.sf(norm.isf(grid) - 1)
-    inside = [(c.band_low <= truth) & (truth <= c.band_high)
-              for c in (roc.roc_curve(*sample(rng, 60, 60), n_resamples=200, seed=k, grid=grid) for k in range(150))]
+    inside = [
+        (c.band_low <= truth) & (truth <= c.band_high)
+        for c in (roc.roc_curve(*sample(rng, 60, 60), n_resamples=200, seed=k, grid=grid) for k in range(150))
+    ]
     assert (np.abs(np.mean(inside, axis=0) - 0.945) < 0.045).all()
 
 
@@ -254,7 +258,9 @@ def test_the_partial_area_over_high_sensitivities_is_a_band_of_the_curve_seen_fr
     curve = roc.roc_curve(y, s, n_resamples=100)
     grid = np.linspace(0.8, 1, 20_001)
     specificity = 1 - np.interp(grid, curve.tpr + 1e-12 * np.arange(len(curve.tpr)), curve.fpr)
-    assert roc.partial_auc(y, s, min_sensitivity=0.8, n_resamples=100).area == pytest.approx(np.trapezoid(specificity, grid), abs=1e-3)
+    assert roc.partial_auc(y, s, min_sensitivity=0.8, n_resamples=100).area == pytest.approx(
+        np.trapezoid(specificity, grid), abs=1e-3
+    )
 
 
 def test_areas_of_three_classes_equal_scikit_learn():
@@ -263,7 +269,10 @@ def test_areas_of_three_classes_equal_scikit_learn():
     p = rng.dirichlet([1, 1, 1], 150)
     p[np.arange(150), y] += 0.4
     p /= p.sum(axis=1, keepdims=True)
-    ovr, pairs = roc.multiclass_auc(y, p, n_resamples=200), roc.multiclass_auc(y, p, method="hand-till", n_resamples=200)
+    ovr, pairs = (
+        roc.multiclass_auc(y, p, n_resamples=200),
+        roc.multiclass_auc(y, p, method="hand-till", n_resamples=200),
+    )
     assert ovr.auc == pytest.approx(roc_auc_score(y, p, multi_class="ovr"))
     assert pairs.auc == pytest.approx(roc_auc_score(y, p, multi_class="ovo"))
     assert ovr.low < ovr.auc < ovr.high and len(ovr.per_class) == 3

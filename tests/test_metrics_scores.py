@@ -8,11 +8,17 @@ from mstl.errors import MstlError
 from mstl.metrics import scores
 
 SKLEARN = {
-    "accuracy": sk.accuracy_score, "balanced_accuracy": sk.balanced_accuracy_score, "precision": sk.precision_score, "recall": sk.recall_score,
-    "f1": sk.f1_score, "mcc": sk.matthews_corrcoef, "kappa": sk.cohen_kappa_score,
+    "accuracy": sk.accuracy_score,
+    "balanced_accuracy": sk.balanced_accuracy_score,
+    "precision": sk.precision_score,
+    "recall": sk.recall_score,
+    "f1": sk.f1_score,
+    "mcc": sk.matthews_corrcoef,
+    "kappa": sk.cohen_kappa_score,
     "kappa_linear": lambda a, b: sk.cohen_kappa_score(a, b, weights="linear"),
     "kappa_quadratic": lambda a, b: sk.cohen_kappa_score(a, b, weights="quadratic"),
-    "specificity": lambda a, b: sk.recall_score(a, b, pos_label=0), "npv": lambda a, b: sk.precision_score(a, b, pos_label=0),
+    "specificity": lambda a, b: sk.recall_score(a, b, pos_label=0),
+    "npv": lambda a, b: sk.precision_score(a, b, pos_label=0),
 }
 
 
@@ -25,7 +31,9 @@ def binary(n=80, seed=0, right=0.75):
 @pytest.mark.parametrize("name", SKLEARN)
 def test_every_label_metric_of_two_classes_equals_scikit_learn(name):
     y, predicted = binary()
-    assert scores.score(name, y, predicted, n_resamples=200).estimate == pytest.approx(SKLEARN[name](y, predicted), abs=1e-12)
+    assert scores.score(name, y, predicted, n_resamples=200).estimate == pytest.approx(
+        SKLEARN[name](y, predicted), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["precision", "recall", "f1"])
@@ -33,7 +41,9 @@ def test_with_four_grades_precision_recall_and_f1_are_macro_means(name):
     rng = np.random.default_rng(1)
     y = rng.integers(0, 4, 120)
     predicted = np.where(rng.random(120) < 0.6, y, rng.integers(0, 4, 120))
-    expected = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}[name](y, predicted, average="macro")
+    expected = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}[name](
+        y, predicted, average="macro"
+    )
     assert scores.score(name, y, predicted, n_resamples=200).estimate == pytest.approx(expected, abs=1e-12)
 
 
@@ -42,7 +52,8 @@ def test_weighted_kappa_and_mcc_of_four_grades_equal_scikit_learn():
     y = rng.integers(0, 4, 150)
     predicted = np.clip(y + rng.integers(-1, 2, 150), 0, 3)
     assert scores.kappa(y, predicted, weights="quadratic", n_resamples=200).estimate == pytest.approx(
-        sk.cohen_kappa_score(y, predicted, weights="quadratic"))
+        sk.cohen_kappa_score(y, predicted, weights="quadratic")
+    )
     assert scores.mcc(y, predicted, n_resamples=200).estimate == pytest.approx(sk.matthews_corrcoef(y, predicted))
 
 
@@ -60,7 +71,9 @@ def test_a_proportion_of_independent_images_has_the_wilson_interval():
     y, predicted = binary()
     result = scores.accuracy(y, predicted)
     assert result.method == "wilson"
-    assert (result.low, result.high) == pytest.approx(proportion_confint((y == predicted).sum(), len(y), method="wilson"))
+    assert (result.low, result.high) == pytest.approx(
+        proportion_confint((y == predicted).sum(), len(y), method="wilson")
+    )
 
 
 def test_precision_without_a_called_positive_says_that_it_does_not_exist():
@@ -116,5 +129,9 @@ def test_a_label_outside_the_classes_is_named_with_its_row():
 def test_a_perfect_model_on_few_patients_has_the_wilson_interval_over_patients():
     y = np.repeat([0, 1], 20)
     result = scores.recall(y, y, groups=np.repeat(np.arange(10), 4))
-    assert result.estimate == 1 and result.high == 1 and result.low == pytest.approx(scores.recall(np.ones(5), np.ones(5)).low)
+    assert (
+        result.estimate == 1
+        and result.high == 1
+        and result.low == pytest.approx(scores.recall(np.ones(5), np.ones(5)).low)
+    )
     assert scores.f1(y, y).low is None and "no interval" in scores.f1(y, y).note

@@ -36,7 +36,9 @@ def labels(y_true, n_classes: int | None = None, name: str = "y_true") -> np.nda
         raise MstlError(f"{name} must hold class indices 0, 1, 2, …; found {y[0]!r} of type {y.dtype}")
     y = y.astype(np.int64)
     if y.min() < 0 or (n_classes is not None and y.max() >= n_classes):
-        raise MstlError(f"{name} holds class {y.min() if y.min() < 0 else y.max()}, but the classes are 0 … {(n_classes or y.max() + 1) - 1}")
+        raise MstlError(
+            f"{name} holds class {y.min() if y.min() < 0 else y.max()}, but the classes are 0 … {(n_classes or y.max() + 1) - 1}"
+        )
     return y
 
 
@@ -52,7 +54,9 @@ def scores(values, n: int, name: str = "y_score", *, columns: bool = False) -> n
         raise MstlError(f"{name} has {len(s)} rows, but y_true has {n}; rows must be the same images in the same order")
     bad = ~np.isfinite(s) if s.ndim == 1 else ~np.isfinite(s).all(axis=1)
     if bad.any():
-        raise MstlError(f"{name} is not a finite number in row {int(np.argmax(bad))}; mend or drop that row for every model")
+        raise MstlError(
+            f"{name} is not a finite number in row {int(np.argmax(bad))}; mend or drop that row for every model"
+        )
     return s
 
 
@@ -62,7 +66,9 @@ def risks(values, n: int, name: str = "risk") -> np.ndarray:
     bad = (p < 0) | (p > 1)
     if bad.any():
         row = int(np.argmax(bad))
-        raise MstlError(f"{name} is {p[row]:g} in row {row}; probabilities lie between 0 and 1 (recalibrate raw scores first)")
+        raise MstlError(
+            f"{name} is {p[row]:g} in row {row}; probabilities lie between 0 and 1 (recalibrate raw scores first)"
+        )
     return p
 
 
@@ -72,7 +78,9 @@ def both_classes(y: np.ndarray, what: str = "the AUC", where: str = "y_true") ->
     negatives = len(y) - positives
     if not positives or not negatives:
         only = "positive" if positives else "negative"
-        raise MstlError(f"{where} holds only {only} images (n = {len(y)}), so {what} does not exist; add images of the other class")
+        raise MstlError(
+            f"{where} holds only {only} images (n = {len(y)}), so {what} does not exist; add images of the other class"
+        )
     return positives, negatives
 
 

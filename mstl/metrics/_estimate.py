@@ -74,24 +74,48 @@ class Bootstrap:
 UNDEFINED_ALLOWED = 0.05
 
 
-def summarise(estimate: float, values: np.ndarray, level: float, *, null: float = 0.0, acceleration: float | None = None,
-              identical: bool = False) -> Bootstrap:
-    """Interval, standard error and two-sided p-value (against ``null``) from resampled ``values`` (R,), NaN where undefined.
+def summarise(
+    estimate: float,
+    values: np.ndarray,
+    level: float,
+    *,
+    null: float = 0.0,
+    acceleration: float | None = None,
+    identical: bool = False,
+) -> Bootstrap:
+    """Interval, standard error and two-sided p-value (against ``null``) from resampled ``values`` (R,), NaN where
+    undefined.
 
-    ``acceleration=None`` gives the percentile interval, a number the bias-corrected and accelerated one (Efron 1987). The
-    p-value inverts the same interval, so that both always agree, and is never below 1 / (R + 1). Where no resample differs from the
-    estimate (an AUC of 1) the bootstrap has no interval; only of ``identical`` models is the interval of the difference [0, 0].
+    ``acceleration=None`` gives the percentile interval, a number the bias-corrected and accelerated one (Efron 1987).
+    The p-value inverts the same interval, so that both always agree, and is never below 1 / (R + 1). Where no resample
+    differs from the estimate (an AUC of 1) the bootstrap has no interval; only of ``identical`` models is the interval
+    of the difference [0, 0].
     """
     kept = values[np.isfinite(values)]
     undefined = len(values) - len(kept)
     if undefined > UNDEFINED_ALLOWED * len(values):
-        return Bootstrap(None, None, None, None, undefined, f"undefined in {undefined} of {len(values)} resamples, so no interval is given")
+        return Bootstrap(
+            None,
+            None,
+            None,
+            None,
+            undefined,
+            f"undefined in {undefined} of {len(values)} resamples, so no interval is given",
+        )
     error = float(np.std(kept, ddof=1))
     if np.ptp(kept) <= 1e-12 * max(1.0, abs(estimate)):
         p = 1.0 if abs(estimate - null) <= 1e-12 else None
         if identical:
             return Bootstrap(float(estimate), float(estimate), 0.0, p, undefined, "the models are identical here", True)
-        return Bootstrap(None, None, None, p, undefined, "no resample differs from the estimate, so the bootstrap has no interval", True)
+        return Bootstrap(
+            None,
+            None,
+            None,
+            p,
+            undefined,
+            "no resample differs from the estimate, so the bootstrap has no interval",
+            True,
+        )
     shift, skew, note = 0.0, 0.0, ""
     if acceleration is not None:
         below = (np.count_nonzero(kept < estimate) + 0.5 * np.count_nonzero(kept == estimate)) / len(kept)
@@ -115,7 +139,8 @@ def _p_value(values: np.ndarray, null: float, shift: float, skew: float) -> floa
 
 
 def acceleration(left_out: np.ndarray, strata: np.ndarray) -> float:
-    """Acceleration of the stratified bootstrap from leave-one-group-out values (G,) and the stratum (G,) of each group."""
+    """Acceleration of the stratified bootstrap from leave-one-group-out values (G,) and the stratum (G,) of each
+    group."""
     third = second = 0.0
     for stratum in np.unique(strata):
         values = left_out[strata == stratum]

@@ -1,7 +1,7 @@
 """Resampling of groups as integer weights, and the metrics evaluated under many weightings at once.
 
-A bootstrap resample of groups is a vector of multiplicities. A metric that takes weights needs no resampled copies: the AUC
-becomes cumulative sums over the sorted scores, every label metric a matrix product of group-wise confusion counts.
+A bootstrap resample of groups is a vector of multiplicities. A metric that takes weights needs no resampled copies: the
+AUC becomes cumulative sums over the sorted scores, every label metric a matrix product of group-wise confusion counts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,19 @@ import numpy as np
 from mstl.errors import MstlError
 
 #: Metrics of labels: functions of a confusion matrix (…, K, K), rows the truth.
-LABEL_METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "npv", "f1", "mcc", "kappa",
-                 "kappa_linear", "kappa_quadratic")
+LABEL_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "specificity",
+    "npv",
+    "f1",
+    "mcc",
+    "kappa",
+    "kappa_linear",
+    "kappa_quadratic",
+)
 #: Metrics of scores.
 SCORE_METRICS = ("auc", "average_precision", "brier")
 
@@ -24,19 +35,22 @@ _CHUNK = 4_000_000  # numbers held at once: 32 MB
 
 # ---------------------------------------------------------------- resamples
 
+
 def strata(y: np.ndarray, code: np.ndarray, n_groups: int) -> np.ndarray:
     """Stratum (G,) of each group: the set of classes among its images (its label pattern).
 
-    A pattern of a single group joins the stratum that it shares most classes with (then the largest). Each class must come
-    from two groups at least, otherwise no resample could vary it.
+    A pattern of a single group joins the stratum that it shares most classes with (then the largest). Each class must
+    come from two groups at least, otherwise no resample could vary it.
     """
     n_classes = int(y.max()) + 1
     present = np.zeros((n_groups, n_classes), dtype=bool)
     present[code, y.astype(np.int64)] = True
     for label in np.flatnonzero(present.any(axis=0)):
         if present[:, label].sum() < 2:
-            raise MstlError(f"class {label} comes from one group only, so an interval that resamples groups does not exist; "
-                            "add groups of that class, or report the estimate alone")
+            raise MstlError(
+                f"class {label} comes from one group only, so an interval that resamples groups does not exist; "
+                "add groups of that class, or report the estimate alone"
+            )
     if n_classes <= 62:
         patterns, stratum = np.unique(present @ (1 << np.arange(n_classes)), return_inverse=True)
         members = np.array([[(p >> k) & 1 for k in range(n_classes)] for p in patterns])
@@ -58,7 +72,8 @@ def strata(y: np.ndarray, code: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def weights(stratum: np.ndarray, n_resamples: int, rng: np.random.Generator, rows: int) -> Iterator[np.ndarray]:
-    """Multiplicities of the groups in ``n_resamples`` stratified resamples, as blocks (G, r), sized for ``rows`` images."""
+    """Multiplicities of the groups in ``n_resamples`` stratified resamples, as blocks (G, r), sized for ``rows``
+    images."""
     blocks = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
     size = int(np.clip(_CHUNK // max(rows, len(stratum)), 8, 256))
     for start in range(0, n_resamples, size):
@@ -73,9 +88,11 @@ def weights(stratum: np.ndarray, n_resamples: int, rng: np.random.Generator, row
 
 # ---------------------------------------------------------------- metrics under weights
 
+
 @dataclass(frozen=True)
 class WeightedAuc:
-    """AUC under group weights; ``pos_code`` (M,), ``neg_code`` (N,) sorted by score, ``lower``/``upper`` (M,) the negatives below/not above."""
+    """AUC under group weights; ``pos_code`` (M,), ``neg_code`` (N,) sorted by score, ``lower``/``upper`` (M,) the
+    negatives below/not above."""
 
     pos_code: np.ndarray
     neg_code: np.ndarray
@@ -88,7 +105,13 @@ class WeightedAuc:
         positive, negative = score[y], score[~y]
         order = np.argsort(negative, kind="stable")
         ranked = negative[order]
-        return cls(code[y], code[~y][order], np.searchsorted(ranked, positive, "left"), np.searchsorted(ranked, positive, "right"), n_groups)
+        return cls(
+            code[y],
+            code[~y][order],
+            np.searchsorted(ranked, positive, "left"),
+            np.searchsorted(ranked, positive, "right"),
+            n_groups,
+        )
 
     def value(self) -> float:
         pairs = len(self.pos_code) * len(self.neg_code)
@@ -113,7 +136,9 @@ class WeightedAuc:
         of_positive = np.bincount(self.pos_code, won, self.n_groups)
         of_negative = np.bincount(self.neg_code, beaten, self.n_groups)
         left = total - of_positive - of_negative + self._within()
-        pairs = (m - np.bincount(self.pos_code, minlength=self.n_groups)) * (n - np.bincount(self.neg_code, minlength=self.n_groups))
+        pairs = (m - np.bincount(self.pos_code, minlength=self.n_groups)) * (
+            n - np.bincount(self.neg_code, minlength=self.n_groups)
+        )
         return _ratio(left, pairs.astype(float))
 
     def _within(self) -> np.ndarray:
@@ -151,7 +176,9 @@ class WeightedConfusion:
     n_classes: int
 
     @classmethod
-    def of(cls, metric: str, y: np.ndarray, predicted: np.ndarray, code: np.ndarray, n_groups: int, n_classes: int) -> WeightedConfusion:
+    def of(
+        cls, metric: str, y: np.ndarray, predicted: np.ndarray, code: np.ndarray, n_groups: int, n_classes: int
+    ) -> WeightedConfusion:
         cell = (code * n_classes + y.astype(np.int64)) * n_classes + predicted.astype(np.int64)
         counts = np.bincount(cell, minlength=n_groups * n_classes**2).reshape(n_groups, n_classes**2)
         return cls(metric, counts.astype(float), n_classes)
@@ -245,11 +272,18 @@ class ResampledFunction:
         return _left_out_blocks(self.under, self.n_groups)
 
 
-def prepare(metric: str | Callable, y: np.ndarray, score: np.ndarray, code: np.ndarray, n_groups: int, threshold: float | np.ndarray = 0.5):
+def prepare(
+    metric: str | Callable,
+    y: np.ndarray,
+    score: np.ndarray,
+    code: np.ndarray,
+    n_groups: int,
+    threshold: float | np.ndarray = 0.5,
+):
     """The metric ready for weights: an object with ``value()``, ``under(w)`` (R,) and ``left_out()`` (G,).
 
-    ``y`` is boolean with ``score`` (n,), or class indices with ``score`` (n, K); a label metric calls an image positive when its
-    score ≥ ``threshold``, and takes the largest column where there are several.
+    ``y`` is boolean with ``score`` (n,), or class indices with ``score`` (n, K); a label metric calls an image positive
+    when its score ≥ ``threshold``, and takes the largest column where there are several.
     """
     if callable(metric):
         return ResampledFunction(metric, y, score, code, n_groups)
@@ -263,7 +297,9 @@ def prepare(metric: str | Callable, y: np.ndarray, score: np.ndarray, code: np.n
         return WeightedMean.of((score - y) ** 2, code, n_groups)
     if metric in LABEL_METRICS:
         return WeightedConfusion.of(metric, y, score >= threshold, code, n_groups, 2)
-    raise MstlError(f"metric is {metric!r}; it must be one of {', '.join(SCORE_METRICS + LABEL_METRICS)}, or a function of (y_true, y_score)")
+    raise MstlError(
+        f"metric is {metric!r}; it must be one of {', '.join(SCORE_METRICS + LABEL_METRICS)}, or a function of (y_true, y_score)"
+    )
 
 
 def _prepare_columns(metric: str, y: np.ndarray, score: np.ndarray, code: np.ndarray, n_groups: int):
@@ -274,14 +310,17 @@ def _prepare_columns(metric: str, y: np.ndarray, score: np.ndarray, code: np.nda
         return WeightedMean.of(((score - np.eye(n_classes)[y]) ** 2).sum(axis=1), code, n_groups)
     if metric in LABEL_METRICS:
         return WeightedConfusion.of(metric, y, score.argmax(axis=1), code, n_groups, n_classes)
-    raise MstlError(f"metric is {metric!r}; with one column a class it must be one of auc, brier, {', '.join(LABEL_METRICS)}")
+    raise MstlError(
+        f"metric is {metric!r}; with one column a class it must be one of auc, brier, {', '.join(LABEL_METRICS)}"
+    )
 
 
 def label_metric(name: str, confusion: np.ndarray) -> np.ndarray:
-    """A label metric of confusion matrices (…, K, K), rows the truth, columns the prediction; NaN where it is undefined.
+    """A label metric of confusion matrices (…, K, K), rows the truth, columns the prediction; NaN where it is
+    undefined.
 
-    With two classes precision, recall, specificity, npv and f1 are those of class 1; with more, the mean over classes (macro), in
-    which a class that is never predicted counts with precision 0.
+    With two classes precision, recall, specificity, npv and f1 are those of class 1; with more, the mean over classes
+    (macro), in which a class that is never predicted counts with precision 0.
     """
     c = np.asarray(confusion, dtype=float)
     total = c.sum(axis=(-1, -2))
@@ -319,12 +358,15 @@ def label_metric(name: str, confusion: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float))
+    numerator, denominator = np.broadcast_arrays(
+        np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    )
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
 def _left_out_blocks(under: Callable[[np.ndarray], np.ndarray], n_groups: int, at_most: int = 400) -> np.ndarray:
-    """Leave-one-out values (G,); above ``at_most`` groups a block is left out at a time, and NaN stands at all but its first group.
+    """Leave-one-out values (G,); above ``at_most`` groups a block is left out at a time, and NaN stands at all but its
+    first group.
 
     Skewness of the estimate is the same by blocks, only noisier, and that is all that these values serve for.
     """
@@ -337,7 +379,8 @@ def _left_out_blocks(under: Callable[[np.ndarray], np.ndarray], n_groups: int, a
 
 @dataclass(frozen=True)
 class ThresholdCounts:
-    """Called positives at descending cuts under weights: (positives, negatives) × group counts as sparse (T + 1, G) matrices."""
+    """Called positives at descending cuts under weights: (positives, negatives) × group counts as sparse (T + 1, G)
+    matrices."""
 
     positive: object
     negative: object
@@ -349,7 +392,9 @@ class ThresholdCounts:
 
         first = np.searchsorted(-cuts, -score, "left")  # the first cut that calls the image positive; T for none
         shape = (len(cuts) + 1, n_groups)
-        return cls(*(coo_array((np.ones(part.sum()), (first[part], code[part])), shape=shape).tocsr() for part in (y, ~y)))
+        return cls(
+            *(coo_array((np.ones(part.sum()), (first[part], code[part])), shape=shape).tocsr() for part in (y, ~y))
+        )
 
     def under(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """True and false positives (T, r) at each cut, and the numbers of positives and negatives (r,)."""

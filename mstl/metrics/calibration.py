@@ -20,8 +20,10 @@ _EDGE = 1e-6
 
 # ---------------------------------------------------------------- measures
 
+
 def brier(y_true, risk, *, groups=None, level: float = 0.95) -> Estimate:
-    """Brier score, the mean squared error of the probabilities (0 best), with a normal interval of the mean, clipped to [0, 1]."""
+    """Brier score, the mean squared error of the probabilities (0 best), with a normal interval of the mean, clipped to
+    [0, 1]."""
     y, p = _pair(y_true, risk)
     return _mean("brier", (p - y) ** 2, groups, _check.fraction(level))
 
@@ -37,8 +39,8 @@ def brier_skill(y_true, risk) -> float:
 class CalibrationLine:
     """Logistic fit of the outcome on logit(risk), and calibration-in-the-large.
 
-    ``slope`` 1 and ``intercept`` 0 are ideal; slope < 1: risks too extreme. ``in_the_large`` is the intercept with the slope held at 1:
-    > 0 when risks are too low on average. What does not exist is None and ``note`` says why.
+    ``slope`` 1 and ``intercept`` 0 are ideal; slope < 1: risks too extreme. ``in_the_large`` is the intercept with the
+    slope held at 1: > 0 when risks are too low on average. What does not exist is None and ``note`` says why.
     """
 
     slope: float | None
@@ -73,11 +75,23 @@ def calibration_line(y_true, risk, *, groups=None, level: float = 0.95) -> Calib
     elif x[y].min() >= x[~y].max() or x[y].max() <= x[~y].min():
         note = joined("the risks separate the classes perfectly, so no finite slope exists", note)
     else:
-        (intercept, slope), covariance = _logistic(np.stack([np.ones_like(x), x], axis=1), y, np.zeros_like(x), code, n_groups)
+        (intercept, slope), covariance = _logistic(
+            np.stack([np.ones_like(x), x], axis=1), y, np.zeros_like(x), code, n_groups
+        )
         half = quantile_z(level) * np.sqrt(np.diag(covariance))
         line = [slope, slope - half[1], slope + half[1], intercept, intercept - half[0], intercept + half[0]]
-    return CalibrationLine(*[None if v is None else float(v) for v in line], large.estimate, large.low, large.high, float(p.mean()),
-                           float(y.mean()), level, len(y), n_groups, note)
+    return CalibrationLine(
+        *[None if v is None else float(v) for v in line],
+        large.estimate,
+        large.low,
+        large.high,
+        float(p.mean()),
+        float(y.mean()),
+        level,
+        len(y),
+        n_groups,
+        note,
+    )
 
 
 def calibration_in_the_large(y_true, risk, *, groups=None, level: float = 0.95) -> Estimate:
@@ -91,13 +105,23 @@ def calibration_in_the_large(y_true, risk, *, groups=None, level: float = 0.95) 
         return Estimate("calibration in the large", None, None, None, level, len(y), "none", n_groups, note)
     (value,), covariance = _logistic(np.ones((len(x), 1)), y, x, code, n_groups)
     half = quantile_z(_check.fraction(level)) * float(np.sqrt(covariance[0, 0]))
-    return Estimate("calibration in the large", float(value), float(value) - half, float(value) + half, level, len(y), "wald", n_groups, note)
+    return Estimate(
+        "calibration in the large",
+        float(value),
+        float(value) - half,
+        float(value) + half,
+        level,
+        len(y),
+        "wald",
+        n_groups,
+        note,
+    )
 
 
 @dataclass(frozen=True)
 class ExpectedCalibrationError:
-    """``ece`` is Σ share of bin · |mean risk − observed share|; ``expected`` is what sampling alone gives were the risks perfectly
-    calibrated (ECE is never 0 in a sample), ``maximum`` the largest gap of a bin."""
+    """``ece`` is Σ share of bin · |mean risk − observed share|; ``expected`` is what sampling alone gives were the
+    risks perfectly calibrated (ECE is never 0 in a sample), ``maximum`` the largest gap of a bin."""
 
     ece: float
     expected: float
@@ -110,7 +134,8 @@ class ExpectedCalibrationError:
 def ece(y_true, risk, *, n_bins: int = 10, strategy: str = "width") -> ExpectedCalibrationError:
     """Expected calibration error over bins of equal "width" on [0, 1] or of equal numbers of images ("quantile").
 
-    No interval: resampling adds to the error what sampling has added already; compare ``ece`` with ``expected`` instead.
+    No interval: resampling adds to the error what sampling has added already; compare ``ece`` with ``expected``
+    instead.
     """
     y, p = _pair(y_true, risk)
     code, used = _bins(p, n_bins, strategy)
@@ -118,8 +143,14 @@ def ece(y_true, risk, *, n_bins: int = 10, strategy: str = "width") -> ExpectedC
     gap = np.abs(np.bincount(code, p - y, used))
     spread = np.sqrt(2 / np.pi * np.bincount(code, p * (1 - p), used))
     filled = size > 0
-    return ExpectedCalibrationError(float(gap.sum() / len(y)), float(spread.sum() / len(y)), float((gap[filled] / size[filled]).max()),
-                                    int(filled.sum()), strategy, len(y))
+    return ExpectedCalibrationError(
+        float(gap.sum() / len(y)),
+        float(spread.sum() / len(y)),
+        float((gap[filled] / size[filled]).max()),
+        int(filled.sum()),
+        strategy,
+        len(y),
+    )
 
 
 def reliability(y_true, risk, *, n_bins: int = 10, strategy: str = "quantile", level: float = 0.95) -> pd.DataFrame:
@@ -135,8 +166,17 @@ def reliability(y_true, risk, *, n_bins: int = 10, strategy: str = "quantile", l
         n, positives = int(inside.sum()), int(y[inside].sum())
         if n:
             low, high = wilson(positives, n, _check.fraction(level))
-            rows.append({"bin": len(rows) + 1, "n": n, "positives": positives, "mean_risk": float(p[inside].mean()),
-                         "observed": positives / n, "low": low, "high": high})
+            rows.append(
+                {
+                    "bin": len(rows) + 1,
+                    "n": n,
+                    "positives": positives,
+                    "mean_risk": float(p[inside].mean()),
+                    "observed": positives / n,
+                    "low": low,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -151,21 +191,25 @@ class Spiegelhalter:
 
 
 def spiegelhalter(y_true, risk) -> Spiegelhalter:
-    """z = Σ (y − p)(1 − 2p) / sqrt(Σ (1 − 2p)² p (1 − p)), standard normal when the risks are calibrated and images independent."""
+    """z = Σ (y − p)(1 − 2p) / sqrt(Σ (1 − 2p)² p (1 − p)), standard normal when the risks are calibrated and images
+    independent."""
     y, p = _pair(y_true, risk)
     variance = float(np.sum((1 - 2 * p) ** 2 * p * (1 - p)))
     if variance <= 1e-15:
-        return Spiegelhalter(None, None, len(y), "every risk is 0, ½ or 1, so the statistic has no variance and the test does not exist")
+        return Spiegelhalter(
+            None, None, len(y), "every risk is 0, ½ or 1, so the statistic has no variance and the test does not exist"
+        )
     z = float(np.sum((y - p) * (1 - 2 * p)) / np.sqrt(variance))
     return Spiegelhalter(z, two_sided(z), len(y))
 
 
 # ---------------------------------------------------------------- recalibration
 
+
 @dataclass(frozen=True)
 class Recalibration:
-    """A map of probabilities fitted on validation images; ``apply`` it to test images. ``parameters`` by method: intercept and slope
-    ("platt"), risks and values ("isotonic", step points), temperature ("temperature")."""
+    """A map of probabilities fitted on validation images; ``apply`` it to test images. ``parameters`` by method:
+    intercept and slope ("platt"), risks and values ("isotonic", step points), temperature ("temperature")."""
 
     method: str
     parameters: dict
@@ -192,9 +236,10 @@ METHODS = ("platt", "isotonic", "temperature")
 def recalibration(y_validation, risk_validation, *, method: str = "platt") -> Recalibration:
     """Fit a recalibration on validation images only.
 
-    "platt": logistic regression on logit(risk), with Platt's (1999) smoothed targets, so that it exists even for perfectly separated
-    classes; "isotonic": monotone steps (scikit-learn), keeps no more distinct risks than it has steps; "temperature": one divisor of
-    the logits (Guo et al. 2017), also for ``risk`` (n, K) with ``y`` class indices, keeps the ranking.
+    "platt": logistic regression on logit(risk), with Platt's (1999) smoothed targets, so that it exists even for
+    perfectly separated classes; "isotonic": monotone steps (scikit-learn), keeps no more distinct risks than it has
+    steps; "temperature": one divisor of the logits (Guo et al. 2017), also for ``risk`` (n, K) with ``y`` class
+    indices, keeps the ranking.
     """
     _check.one_of(method, METHODS, "method")
     if np.ndim(risk_validation) == 2:
@@ -206,8 +251,12 @@ def recalibration(y_validation, risk_validation, *, method: str = "platt") -> Re
         target = np.where(y, (m + 1) / (m + 2), 1 / (n + 2))
         if np.ptp(x) == 0:
             mean = target.mean()
-            return Recalibration("platt", {"intercept": float(np.log(mean / (1 - mean))), "slope": 0.0}, len(y),
-                                 joined("every validation risk is the same, so it becomes the prevalence", note))
+            return Recalibration(
+                "platt",
+                {"intercept": float(np.log(mean / (1 - mean))), "slope": 0.0},
+                len(y),
+                joined("every validation risk is the same, so it becomes the prevalence", note),
+            )
         (intercept, slope), _ = _logistic(np.stack([np.ones_like(x), x], axis=1), target, np.zeros_like(x), None, None)
         return Recalibration("platt", {"intercept": float(intercept), "slope": float(slope)}, len(y), note)
     if method == "isotonic":
@@ -225,7 +274,9 @@ def recalibrate(y_validation, risk_validation, risk_test, *, method: str = "plat
 
 def _temperature_columns(y_validation, risk_validation, method: str) -> Recalibration:
     if method != "temperature":
-        raise MstlError(f"method {method!r} takes the probability of one class; with one column a class use 'temperature'")
+        raise MstlError(
+            f"method {method!r} takes the probability of one class; with one column a class use 'temperature'"
+        )
     p = np.asarray(risk_validation, dtype=float)
     y = _check.labels(y_validation, p.shape[1], "y_validation")
     logits = np.log(np.clip(_check.scores(p, len(y), "risk_validation", columns=True), _EDGE, 1))
@@ -238,13 +289,19 @@ def _temperature_columns(y_validation, risk_validation, method: str) -> Recalibr
 def _temperature(loss, n: int, note: str) -> Recalibration:
     from scipy.optimize import minimize_scalar
 
-    log_t = minimize_scalar(lambda u: loss(np.exp(u)), bounds=(np.log(0.02), np.log(50)), method="bounded", options={"xatol": 1e-8}).x
+    log_t = minimize_scalar(
+        lambda u: loss(np.exp(u)), bounds=(np.log(0.02), np.log(50)), method="bounded", options={"xatol": 1e-8}
+    ).x
     if not np.log(0.021) < log_t < np.log(49):
-        note = joined(note, "the temperature lies at the end of its range (0.02 to 50): the validation risks are uninformative, reversed or separate perfectly")
+        note = joined(
+            note,
+            "the temperature lies at the end of its range (0.02 to 50): the validation risks are uninformative, reversed or separate perfectly",
+        )
     return Recalibration("temperature", {"temperature": float(np.exp(log_t))}, n, note)
 
 
 # ---------------------------------------------------------------- pieces
+
 
 def _pair(y_true, risk) -> tuple[np.ndarray, np.ndarray]:
     y = _check.binary(y_true)
@@ -267,15 +324,19 @@ def _mean(name: str, values: np.ndarray, groups, level: float) -> Estimate:
     mean = float(values.mean())
     shown = None if groups is None else n_groups
     if n_groups < 2:
-        return Estimate(name, mean, None, None, level, len(values), "normal", shown, "one group only, so no interval exists")
+        return Estimate(
+            name, mean, None, None, level, len(values), "normal", shown, "one group only, so no interval exists"
+        )
     sums = np.bincount(code, values - mean, n_groups)
     half = quantile_z(level) * np.sqrt(n_groups / (n_groups - 1) * np.sum(sums**2)) / len(values)
-    return Estimate(name, mean, float(max(mean - half, 0)), float(min(mean + half, 1)), level, len(values), "normal", shown)
+    return Estimate(
+        name, mean, float(max(mean - half, 0)), float(min(mean + half, 1)), level, len(values), "normal", shown
+    )
 
 
 def _logistic(design: np.ndarray, y: np.ndarray, offset: np.ndarray, code, n_groups) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients (k,) and covariance (k, k) of a logistic model by Newton's method with halved steps; cluster-robust where
-    ``code`` is given. ``y`` may be fractions."""
+    """Coefficients (k,) and covariance (k, k) of a logistic model by Newton's method with halved steps; cluster-robust
+    where ``code`` is given. ``y`` may be fractions."""
     y = y.astype(float)
     if code is not None and n_groups < 2:
         raise MstlError("all images belong to one group, so no standard error exists; give at least two groups")
@@ -302,7 +363,9 @@ def _logistic(design: np.ndarray, y: np.ndarray, offset: np.ndarray, code, n_gro
                 return beta, inverse
             sums = np.stack([np.bincount(code, x * (y - mu), n_groups) for x in design.T])
             return beta, n_groups / (n_groups - 1) * inverse @ (sums @ sums.T) @ inverse
-    raise MstlError("the logistic calibration fit does not converge; the risks nearly separate the classes or are nearly constant")
+    raise MstlError(
+        "the logistic calibration fit does not converge; the risks nearly separate the classes or are nearly constant"
+    )
 
 
 def _bins(p: np.ndarray, n_bins: int, strategy: str) -> tuple[np.ndarray, int]:

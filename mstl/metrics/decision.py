@@ -1,7 +1,8 @@
-"""Decision curves: is acting on the model better than acting on everyone or on no one, at a given price of a false alarm?
+"""Decision curves: is acting on the model better than acting on everyone or on no one, at a given price of a false
+alarm?
 
-Net benefit at threshold probability t = TP/n − FP/n · t/(1 − t) (Vickers & Elkin 2006), positive when risk ≥ t. Test sets are
-enriched: ``prevalence`` re-weights to a population, and every record names the one that it is for.
+Net benefit at threshold probability t = TP/n − FP/n · t/(1 − t) (Vickers & Elkin 2006), positive when risk ≥ t. Test
+sets are enriched: ``prevalence`` re-weights to a population, and every record names the one that it is for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mstl.metrics._estimate import Estimate, summarise
 
 @dataclass(frozen=True)
 class NetBenefit:
-    """Net benefit (T,) at ``thresholds`` of the model with a pointwise band, of treating all, and of treating none (0)."""
+    """Net benefit (T,) at ``thresholds`` of the model with a pointwise band, of treating all, and of treating none
+    (0)."""
 
     thresholds: np.ndarray
     model: np.ndarray
@@ -46,11 +48,21 @@ class NetBenefitDifference:
     n_groups: int | None
 
 
-def net_benefit(y_true, risk, thresholds=None, *, prevalence: float | None = None, groups=None, level: float = 0.95,
-                n_resamples: int = 1000, seed: int = 0) -> NetBenefit:
+def net_benefit(
+    y_true,
+    risk,
+    thresholds=None,
+    *,
+    prevalence: float | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> NetBenefit:
     """The decision curve of a model with a bootstrap band (groups resampled within strata of their classes).
 
-    ``risk`` (n,) probabilities; ``thresholds`` (T,) strictly between 0 and 1, default 0.01 … 0.99. The prevalence is held at its value.
+    ``risk`` (n,) probabilities; ``thresholds`` (T,) strictly between 0 and 1, default 0.01 … 0.99. The prevalence is
+    held at its value.
     """
     y, p, thresholds, share = _inputs(y_true, risk, thresholds, prevalence)
     code, n_groups = _check.codes(groups, len(y))
@@ -61,12 +73,33 @@ def net_benefit(y_true, risk, thresholds=None, *, prevalence: float | None = Non
     low, high = np.quantile(sampled, [(1 - _check.fraction(level)) / 2, (1 + level) / 2], axis=1)
     everyone = share - (1 - share) * price
     useful = low > np.maximum(everyone, 0)
-    return NetBenefit(thresholds, value, low, high, everyone, np.zeros_like(thresholds), share, level, len(y),
-                      None if groups is None else n_groups, useful)
+    return NetBenefit(
+        thresholds,
+        value,
+        low,
+        high,
+        everyone,
+        np.zeros_like(thresholds),
+        share,
+        level,
+        len(y),
+        None if groups is None else n_groups,
+        useful,
+    )
 
 
-def net_benefit_difference(y_true, risk_a, risk_b, thresholds=None, *, prevalence: float | None = None, groups=None, level: float = 0.95,
-                           n_resamples: int = 1000, seed: int = 0) -> NetBenefitDifference:
+def net_benefit_difference(
+    y_true,
+    risk_a,
+    risk_b,
+    thresholds=None,
+    *,
+    prevalence: float | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> NetBenefitDifference:
     """Net benefit of a minus b on the same images, with a paired pointwise band; arguments as in ``net_benefit``."""
     y, a, thresholds, share = _inputs(y_true, risk_a, thresholds, prevalence)
     b = _check.risks(risk_b, len(y), "risk_b")
@@ -80,36 +113,72 @@ def net_benefit_difference(y_true, risk_a, risk_b, thresholds=None, *, prevalenc
     value = difference([c.under(np.ones((n_groups, 1))) for c in counts])[:, 0]
     sampled = _resampled(counts, y, code, n_groups, n_resamples, seed, difference)
     low, high = np.quantile(sampled, [(1 - _check.fraction(level)) / 2, (1 + level) / 2], axis=1)
-    return NetBenefitDifference(thresholds, value, low, high, share, level, len(y), None if groups is None else n_groups)
+    return NetBenefitDifference(
+        thresholds, value, low, high, share, level, len(y), None if groups is None else n_groups
+    )
 
 
 def per_thousand(y_true, called, *, prevalence: float | None = None, per: int = 1000) -> dict[str, float]:
-    """Expected true and false positives and negatives among ``per`` examinations at ``prevalence`` (None: the table's own)."""
+    """Expected true and false positives and negatives among ``per`` examinations at ``prevalence`` (None: the table's
+    own)."""
     y, called = _check.binary(y_true), _check.binary(called, "called")
     share = _share(y, prevalence)
     se, fpr = float(called[y].mean()), float(called[~y].mean())
-    return {"tp": per * share * se, "fn": per * share * (1 - se), "fp": per * (1 - share) * fpr, "tn": per * (1 - share) * (1 - fpr),
-            "prevalence": share, "per": float(per)}
+    return {
+        "tp": per * share * se,
+        "fn": per * share * (1 - se),
+        "fp": per * (1 - share) * fpr,
+        "tn": per * (1 - share) * (1 - fpr),
+        "prevalence": share,
+        "per": float(per),
+    }
 
 
-def false_positives_saved(y_true, called_a, called_b, *, prevalence: float | None = None, per: int = 1000, groups=None, level: float = 0.95,
-                          n_resamples: int = 2000, seed: int = 0) -> Estimate:
-    """False positives of b minus those of a among ``per`` examinations: how many false alarms a saves, with its paired bootstrap interval.
+def false_positives_saved(
+    y_true,
+    called_a,
+    called_b,
+    *,
+    prevalence: float | None = None,
+    per: int = 1000,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """False positives of b minus those of a among ``per`` examinations: how many false alarms a saves, with its paired
+    bootstrap interval.
 
     Fair only at equal sensitivity (the "sensitivity" rule). ``called_a``, ``called_b`` (n,) are 0/1.
     """
     y, a, b = _check.binary(y_true), _check.binary(called_a, "called_a"), _check.binary(called_b, "called_b")
     if not len(a) == len(b) == len(y):
-        raise MstlError(f"y_true has {len(y)} rows, called_a {len(a)} and called_b {len(b)}; rows must be the same images in the same order")
+        raise MstlError(
+            f"y_true has {len(y)} rows, called_a {len(a)} and called_b {len(b)}; rows must be the same images in the same order"
+        )
     share = _share(y, prevalence)
     code, n_groups = _check.codes(groups, len(y))
     scale = per * (1 - share)
     rate = _resample.WeightedMean.of((b.astype(float) - a)[~y], code[~y], n_groups)
     stratum = _resample.strata(y, code, n_groups)
-    blocks = [rate.under(w) for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))]
-    boot = summarise(scale * rate.value(), scale * np.concatenate(blocks), _check.fraction(level), identical=np.array_equal(a, b))
-    return Estimate(f"false positives saved per {per}", scale * rate.value(), boot.low, boot.high, level, len(y), "percentile",
-                    None if groups is None else n_groups, boot.note)
+    blocks = [
+        rate.under(w)
+        for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))
+    ]
+    boot = summarise(
+        scale * rate.value(), scale * np.concatenate(blocks), _check.fraction(level), identical=np.array_equal(a, b)
+    )
+    return Estimate(
+        f"false positives saved per {per}",
+        scale * rate.value(),
+        boot.low,
+        boot.high,
+        level,
+        len(y),
+        "percentile",
+        None if groups is None else n_groups,
+        boot.note,
+    )
 
 
 def _inputs(y_true, risk, thresholds, prevalence):

@@ -34,10 +34,11 @@ class Friedman:
 
 @dataclass(frozen=True)
 class Nemenyi:
-    """Nemenyi's comparison of all models: two differ when their average ranks are further apart than ``critical_difference``.
+    """Nemenyi's comparison of all models: two differ when their average ranks are further apart than
+    ``critical_difference``.
 
-    ``cliques`` are the groups of models that are not told apart: the bars of a critical-difference diagram. ``pairs``: a, b,
-    rank_difference, p_value (studentised range), different.
+    ``cliques`` are the groups of models that are not told apart: the bars of a critical-difference diagram. ``pairs``:
+    a, b, rank_difference, p_value (studentised range), different.
     """
 
     critical_difference: float
@@ -50,7 +51,8 @@ class Nemenyi:
 
 
 def friedman(table, *, higher_is_better: bool = True) -> Friedman:
-    """Do the models differ over data sets? ``table``: rows data sets (blocks), columns models; a DataFrame keeps the names.
+    """Do the models differ over data sets? ``table``: rows data sets (blocks), columns models; a DataFrame keeps the
+    names.
 
     Refused below six blocks: with three models on three data sets the critical difference is 1.91 of at most 2.
     """
@@ -59,7 +61,9 @@ def friedman(table, *, higher_is_better: bool = True) -> Friedman:
     values, names = _table(table)
     n, k = values.shape
     if k < 3:
-        raise MstlError(f"Friedman's test compares three models or more, the table has {k}; for two use a signed-rank test over data sets")
+        raise MstlError(
+            f"Friedman's test compares three models or more, the table has {k}; for two use a signed-rank test over data sets"
+        )
     ranks = _ranks(values, higher_is_better)
     averages = dict(zip(names, ranks.mean(axis=0).tolist(), strict=True))
     if (ranks == ranks[:, :1]).all():
@@ -67,9 +71,20 @@ def friedman(table, *, higher_is_better: bool = True) -> Friedman:
     statistic, p = friedmanchisquare(*values.T)
     rest = n * (k - 1) - statistic
     if rest <= 1e-9:
-        return Friedman(float(statistic), float(p), None, None, averages, n, k, "every data set ranks the models alike, so Iman and Davenport's F is infinite")
+        return Friedman(
+            float(statistic),
+            float(p),
+            None,
+            None,
+            averages,
+            n,
+            k,
+            "every data set ranks the models alike, so Iman and Davenport's F is infinite",
+        )
     corrected = (n - 1) * statistic / rest
-    return Friedman(float(statistic), float(p), float(corrected), float(f.sf(corrected, k - 1, (k - 1) * (n - 1))), averages, n, k)
+    return Friedman(
+        float(statistic), float(p), float(corrected), float(f.sf(corrected, k - 1, (k - 1) * (n - 1))), averages, n, k
+    )
 
 
 def nemenyi(table, *, alpha: float = 0.05, higher_is_better: bool = True) -> Nemenyi:
@@ -88,14 +103,24 @@ def nemenyi(table, *, alpha: float = 0.05, higher_is_better: bool = True) -> Nem
         for j in range(i + 1, k):
             gap = float(averages[i] - averages[j])
             p = float(np.clip(studentized_range.sf(abs(gap) / unit * np.sqrt(2), k, np.inf), 0, 1))
-            pairs.append({"a": names[i], "b": names[j], "rank_difference": gap, "p_value": p, "different": abs(gap) > cd})
+            pairs.append(
+                {"a": names[i], "b": names[j], "rank_difference": gap, "p_value": p, "different": abs(gap) > cd}
+            )
     order = np.argsort(averages, kind="stable")
-    return Nemenyi(cd, {names[i]: float(averages[i]) for i in order}, _cliques(averages[order], [names[i] for i in order], cd),
-                   pd.DataFrame(pairs), alpha, n, k)
+    return Nemenyi(
+        cd,
+        {names[i]: float(averages[i]) for i in order},
+        _cliques(averages[order], [names[i] for i in order], cd),
+        pd.DataFrame(pairs),
+        alpha,
+        n,
+        k,
+    )
 
 
 def critical_difference(n_models: int, n_blocks: int, *, alpha: float = 0.05) -> float:
-    """Nemenyi's critical difference of average ranks; the q_.05 of two to six models are 1.960, 2.344, 2.569, 2.728, 2.850."""
+    """Nemenyi's critical difference of average ranks; the q_.05 of two to six models are 1.960, 2.344, 2.569, 2.728,
+    2.850."""
     from scipy.stats import studentized_range
 
     q = float(studentized_range.ppf(1 - _check.fraction(alpha, "alpha"), n_models, np.inf)) / np.sqrt(2)
@@ -112,7 +137,8 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
-    """Benjamini & Hochberg's adjusted p-values (n,; scipy): they bound the expected share of false claims among those made."""
+    """Benjamini & Hochberg's adjusted p-values (n,; scipy): they bound the expected share of false claims among those
+    made."""
     from scipy.stats import false_discovery_control
 
     return false_discovery_control(_family(p_values))
@@ -121,7 +147,9 @@ def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
 def _family(p_values: Sequence[float]) -> np.ndarray:
     missing = [i for i, p in enumerate(p_values) if p is None or not np.isfinite(p)]
     if missing:
-        raise MstlError(f"p-value {missing[0]} of the family does not exist; a test without a p-value cannot be adjusted, leave it out and say so")
+        raise MstlError(
+            f"p-value {missing[0]} of the family does not exist; a test without a p-value cannot be adjusted, leave it out and say so"
+        )
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not p.size:
         raise MstlError("the family has no p-values; give one a test")
@@ -137,10 +165,14 @@ def _table(table) -> tuple[np.ndarray, list]:
         raise MstlError(f"the table has shape {values.shape}; give one row a data set and one column a model")
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
-        raise MstlError(f"the table has no number in row {row}, column {column}; rank tests need every model on every data set")
+        raise MstlError(
+            f"the table has no number in row {row}, column {column}; rank tests need every model on every data set"
+        )
     if len(values) < FEWEST_BLOCKS:
-        raise MstlError(f"{len(values)} data sets are too few for a rank test (at least {FEWEST_BLOCKS}); report the differences on each data set with "
-                        "their intervals instead, and do not count folds as data sets")
+        raise MstlError(
+            f"{len(values)} data sets are too few for a rank test (at least {FEWEST_BLOCKS}); report the differences on each data set with "
+            "their intervals instead, and do not count folds as data sets"
+        )
     return values, names or [f"model {i + 1}" for i in range(values.shape[1])]
 
 
@@ -151,11 +183,12 @@ def _ranks(values: np.ndarray, higher_is_better: bool) -> np.ndarray:
 
 
 def _cliques(ranks: np.ndarray, names: list, cd: float) -> list:
-    """Maximal runs of models, best first, whose ends are not further apart than the critical difference; runs of two or more."""
+    """Maximal runs of models, best first, whose ends are not further apart than the critical difference; runs of two or
+    more."""
     runs, last = [], -1
     for i in range(len(ranks)):
         j = int(np.flatnonzero(ranks <= ranks[i] + cd)[-1])
         if j > i and j > last:
-            runs.append(names[i:j + 1])
+            runs.append(names[i : j + 1])
             last = j
     return runs

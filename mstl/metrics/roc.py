@@ -1,7 +1,7 @@
 """The ROC curve: its area, DeLong's variance and test, bands, operating points, partial area, several classes.
 
-Scores are any real numbers, higher meaning more likely positive; an image is called positive when its score ≥ threshold; ties
-count one half. Everything is O(n log n) in the number of images.
+Scores are any real numbers, higher meaning more likely positive; an image is called positive when its score ≥
+threshold; ties count one half. Everything is O(n log n) in the number of images.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ _ZERO = 1e-30  # a variance below it is rounding: the least that 10⁶ images ca
 
 # ---------------------------------------------------------------- area and DeLong
 
+
 @dataclass(frozen=True)
 class Delong:
-    """AUC with DeLong's variance; ``low``, ``high`` the plain interval, ``low_logit``, ``high_logit`` the one on the logit scale."""
+    """AUC with DeLong's variance; ``low``, ``high`` the plain interval, ``low_logit``, ``high_logit`` the one on the
+    logit scale."""
 
     auc: float
     variance: float | None
@@ -46,7 +48,8 @@ class Delong:
 
 @dataclass(frozen=True)
 class DelongTest:
-    """Two AUCs compared: ``difference`` = a − b with its interval; what does not exist is None, and ``note`` says why."""
+    """Two AUCs compared: ``difference`` = a − b with its interval; what does not exist is None, and ``note`` says
+    why."""
 
     auc_a: float
     auc_b: float
@@ -89,10 +92,11 @@ def placements(y: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def delong(y_true, y_score, *, groups=None, level: float = 0.95) -> Delong:
-    """AUC with DeLong's variance (DeLong 1988), or the clustered variance of Obuchowski (1997) where ``groups`` (n,) are given.
+    """AUC with DeLong's variance (DeLong 1988), or the clustered variance of Obuchowski (1997) where ``groups`` (n,)
+    are given.
 
-    Intervals are clipped to [0, 1]. Where the variance is zero (AUC 0 or 1) or does not exist (a class of one image) both are
-    Newcombe's method 5 (2006), which stays honest there; ``method`` and ``note`` say so.
+    Intervals are clipped to [0, 1]. Where the variance is zero (AUC 0 or 1) or does not exist (a class of one image)
+    both are Newcombe's method 5 (2006), which stays honest there; ``method`` and ``note`` say so.
     """
     y, s = _pair(y_true, y_score)
     level = _check.fraction(level)
@@ -103,9 +107,14 @@ def delong(y_true, y_score, *, groups=None, level: float = 0.95) -> Delong:
     common = {"level": level, "n_positive": len(v10), "n_negative": len(v01), "n_groups": n_groups}
     if variance is None or variance[0, 0] <= _ZERO:
         low, high = _newcombe(area, *_effective(y, code), level)
-        note = ("DeLong's variance does not exist with one image of a class" if variance is None else
-                f"DeLong's variance is zero at AUC {area:g}") + ", the interval is Newcombe's method 5"
-        return Delong(area, None if variance is None else 0.0, low, high, low, high, method="newcombe", note=note, **common)
+        note = (
+            "DeLong's variance does not exist with one image of a class"
+            if variance is None
+            else f"DeLong's variance is zero at AUC {area:g}"
+        ) + ", the interval is Newcombe's method 5"
+        return Delong(
+            area, None if variance is None else 0.0, low, high, low, high, method="newcombe", note=note, **common
+        )
     v = float(variance[0, 0])
     half = quantile_z(level) * np.sqrt(v)
     if 0 < area < 1:
@@ -113,15 +122,23 @@ def delong(y_true, y_score, *, groups=None, level: float = 0.95) -> Delong:
         logit = 1 / (1 + np.exp(-(centre - spread))), 1 / (1 + np.exp(-(centre + spread)))
     else:
         logit = max(area - half, 0.0), min(area + half, 1.0)
-    return Delong(area, v, float(max(area - half, 0)), float(min(area + half, 1)), float(logit[0]), float(logit[1]),
-                  method="delong" if groups is None else "obuchowski", **common)
+    return Delong(
+        area,
+        v,
+        float(max(area - half, 0)),
+        float(min(area + half, 1)),
+        float(logit[0]),
+        float(logit[1]),
+        method="delong" if groups is None else "obuchowski",
+        **common,
+    )
 
 
 def delong_test(y_true, score_a, score_b, *, groups=None, paired: bool = True, level: float = 0.95) -> DelongTest:
     """DeLong's test of AUC a − AUC b on the same images (paired), clustered where ``groups`` are given.
 
-    With ``paired=False`` the two scores belong to different images: give ``y_true`` (and ``groups``) as a pair of arrays, or one
-    array for both. Use it on one test set of one pair of models, never on scores pooled over folds.
+    With ``paired=False`` the two scores belong to different images: give ``y_true`` (and ``groups``) as a pair of
+    arrays, or one array for both. Use it on one test set of one pair of models, never on scores pooled over folds.
     """
     level = _check.fraction(level)
     if paired:
@@ -131,7 +148,9 @@ def delong_test(y_true, score_a, score_b, *, groups=None, paired: bool = True, l
         code, n_groups = _check.codes(groups, n) if groups is not None else (None, None)
         (a10, a01), (b10, b01) = placements(y, a), placements(y, b)
         areas = np.array([a10.mean(), b10.mean()])
-        covariance = _variance(y, [a10 - b10], [a01 - b01], code, n_groups)  # of the difference: exactly 0 for identical rankings
+        covariance = _variance(
+            y, [a10 - b10], [a01 - b01], code, n_groups
+        )  # of the difference: exactly 0 for identical rankings
         if covariance is None:
             raise MstlError(_ONE_IMAGE)
         variance = float(covariance[0, 0])
@@ -148,15 +167,45 @@ def delong_test(y_true, score_a, score_b, *, groups=None, paired: bool = True, l
     if variance <= _ZERO:
         same = abs(difference) < 1e-12
         if same and paired and np.array_equal(rankdata(a), rankdata(b)):
-            return DelongTest(float(areas[0]), float(areas[1]), 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, note="the two models rank all images alike", **common)
+            return DelongTest(
+                float(areas[0]),
+                float(areas[1]),
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                1.0,
+                0.0,
+                note="the two models rank all images alike",
+                **common,
+            )
         note = f"the difference has no variance, so DeLong's {'interval does' if same else 'test and interval do'} not exist"
-        return DelongTest(float(areas[0]), float(areas[1]), difference, None, None, 0.0 if same else None, 1.0 if same else None, None,
-                          note=note, **common)
+        return DelongTest(
+            float(areas[0]),
+            float(areas[1]),
+            difference,
+            None,
+            None,
+            0.0 if same else None,
+            1.0 if same else None,
+            None,
+            note=note,
+            **common,
+        )
     error = np.sqrt(variance)
     z = difference / error
     half = quantile_z(level) * error
-    return DelongTest(float(areas[0]), float(areas[1]), difference, float(max(difference - half, -1)), float(min(difference + half, 1)),
-                      float(z), two_sided(z), float(variance), **common)
+    return DelongTest(
+        float(areas[0]),
+        float(areas[1]),
+        difference,
+        float(max(difference - half, -1)),
+        float(min(difference + half, 1)),
+        float(z),
+        two_sided(z),
+        float(variance),
+        **common,
+    )
 
 
 def delong_covariance(y_true, scores, *, groups=None) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +246,12 @@ def _variance(y, v10: Sequence[np.ndarray], v01: Sequence[np.ndarray], code, n_g
         return tens @ tens.T / (m - 1) / m + ones @ ones.T / (n - 1) / n
     if n_groups < 2:
         raise MstlError("all images belong to one group, so no variance exists; give at least two groups")
-    sums = np.stack([np.bincount(code[y], t / m, n_groups) + np.bincount(code[~y], o / n, n_groups) for t, o in zip(tens, ones, strict=True)])
+    sums = np.stack(
+        [
+            np.bincount(code[y], t / m, n_groups) + np.bincount(code[~y], o / n, n_groups)
+            for t, o in zip(tens, ones, strict=True)
+        ]
+    )
     return n_groups / (n_groups - 1) * (sums @ sums.T)
 
 
@@ -209,7 +263,8 @@ def _effective(y: np.ndarray, code: np.ndarray | None) -> tuple[int, int]:
 
 
 def _newcombe(area: float, m: int, n: int, level: float) -> tuple[float, float]:
-    """Newcombe (2006), method 5: the AUCs θ with |area − θ| ≤ z · sqrt(Hanley–McNeil variance at θ with (m + n)/2 in place of m, n)."""
+    """Newcombe (2006), method 5: the AUCs θ with |area − θ| ≤ z · sqrt(Hanley–McNeil variance at θ with (m + n)/2 in
+    place of m, n)."""
     from scipy.optimize import brentq
 
     z, middle = quantile_z(level), (m + n) / 2 - 1
@@ -230,7 +285,8 @@ _CUTS = 1000  # distinct thresholds that a band follows; the curve itself follow
 
 @dataclass(frozen=True)
 class RocCurve:
-    """``fpr``, ``tpr`` (T + 1,) at ``thresholds`` (first +inf: nothing called); a pointwise band of the sensitivity at ``grid`` (false-positive rates)."""
+    """``fpr``, ``tpr`` (T + 1,) at ``thresholds`` (first +inf: nothing called); a pointwise band of the sensitivity at
+    ``grid`` (false-positive rates)."""
 
     fpr: np.ndarray
     tpr: np.ndarray
@@ -247,7 +303,8 @@ class RocCurve:
 
 @dataclass(frozen=True)
 class PrecisionRecallCurve:
-    """``precision``, ``recall`` (T,) at ``thresholds``, a pointwise band of the precision at ``grid`` (recalls), and the ``prevalence`` it is for."""
+    """``precision``, ``recall`` (T,) at ``thresholds``, a pointwise band of the precision at ``grid`` (recalls), and
+    the ``prevalence`` it is for."""
 
     recall: np.ndarray
     precision: np.ndarray
@@ -263,8 +320,11 @@ class PrecisionRecallCurve:
     n_groups: int | None
 
 
-def roc_curve(y_true, y_score, *, groups=None, level: float = 0.95, n_resamples: int = 1000, seed: int = 0, grid=None) -> RocCurve:
-    """The ROC curve with a pointwise bootstrap band of sensitivity at each false-positive rate of ``grid`` (default 0, 0.01 … 1).
+def roc_curve(
+    y_true, y_score, *, groups=None, level: float = 0.95, n_resamples: int = 1000, seed: int = 0, grid=None
+) -> RocCurve:
+    """The ROC curve with a pointwise bootstrap band of sensitivity at each false-positive rate of ``grid`` (default 0,
+    0.01 … 1).
 
     Groups are resampled within strata of their classes; the band follows at most 1000 thresholds.
     """
@@ -274,16 +334,37 @@ def roc_curve(y_true, y_score, *, groups=None, level: float = 0.95, n_resamples:
     sampled = [np.interp(grid, x, t) for x, t in _resampled_curves(y, s, groups, n_resamples, seed)]
     low, high = np.quantile(sampled, [(1 - _check.fraction(level)) / 2, (1 + level) / 2], axis=0)
     n_groups = None if groups is None else _check.codes(groups, len(y))[1]
-    return RocCurve(np.append(0, fp) / fp[-1], np.append(0, tp) / tp[-1], np.append(np.inf, thresholds), auc(y, s), grid, low, high, level,
-                    int(tp[-1]), int(fp[-1]), n_groups)
+    return RocCurve(
+        np.append(0, fp) / fp[-1],
+        np.append(0, tp) / tp[-1],
+        np.append(np.inf, thresholds),
+        auc(y, s),
+        grid,
+        low,
+        high,
+        level,
+        int(tp[-1]),
+        int(fp[-1]),
+        n_groups,
+    )
 
 
-def precision_recall_curve(y_true, y_score, *, prevalence: float | None = None, groups=None, level: float = 0.95, n_resamples: int = 1000,
-                           seed: int = 0, grid=None) -> PrecisionRecallCurve:
-    """Precision against recall with a pointwise bootstrap band of precision at each recall of ``grid`` (default 0.01 … 1).
+def precision_recall_curve(
+    y_true,
+    y_score,
+    *,
+    prevalence: float | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    grid=None,
+) -> PrecisionRecallCurve:
+    """Precision against recall with a pointwise bootstrap band of precision at each recall of ``grid`` (default 0.01 …
+    1).
 
-    ``prevalence`` re-weights precision to a population; None keeps the table's own. Precision at a recall is that of the highest
-    threshold that reaches it; ``average_precision`` is the step sum at the same prevalence.
+    ``prevalence`` re-weights precision to a population; None keeps the table's own. Precision at a recall is that of
+    the highest threshold that reaches it; ``average_precision`` is the step sum at the same prevalence.
     """
     y, s = _pair(y_true, y_score)
     grid = np.linspace(0.01, 1, 100) if grid is None else np.asarray(grid, dtype=float)
@@ -297,8 +378,20 @@ def precision_recall_curve(y_true, y_score, *, prevalence: float | None = None, 
         sampled.append(_ppv(t[at], 1 - x[at], p))
     low, high = np.quantile(sampled, [(1 - _check.fraction(level)) / 2, (1 + level) / 2], axis=0)
     n_groups = None if groups is None else _check.codes(groups, len(y))[1]
-    return PrecisionRecallCurve(recall, precision, thresholds, float(np.sum(np.diff(recall, prepend=0) * precision)), grid, low, high,
-                                float(p), level, int(tp[-1]), int(fp[-1]), n_groups)
+    return PrecisionRecallCurve(
+        recall,
+        precision,
+        thresholds,
+        float(np.sum(np.diff(recall, prepend=0) * precision)),
+        grid,
+        low,
+        high,
+        float(p),
+        level,
+        int(tp[-1]),
+        int(fp[-1]),
+        n_groups,
+    )
 
 
 def _counts(y: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -328,9 +421,11 @@ def _ppv(sensitivity, specificity, prevalence: float):
 
 # ---------------------------------------------------------------- partial area
 
+
 @dataclass(frozen=True)
 class PartialAuc:
-    """``area`` under a part of the curve, its McClish-``standardised`` form (0.5 chance, 1 perfect), and the interval of the latter."""
+    """``area`` under a part of the curve, its McClish-``standardised`` form (0.5 chance, 1 perfect), and the interval
+    of the latter."""
 
     area: float
     standardised: float
@@ -342,9 +437,19 @@ class PartialAuc:
     note: str = ""
 
 
-def partial_auc(y_true, y_score, *, max_fpr: float | None = None, min_sensitivity: float | None = None, groups=None, level: float = 0.95,
-                n_resamples: int = 1000, seed: int = 0) -> PartialAuc:
-    """Area over false-positive rates 0 … ``max_fpr``, or over sensitivities ``min_sensitivity`` … 1 (exactly one of the two).
+def partial_auc(
+    y_true,
+    y_score,
+    *,
+    max_fpr: float | None = None,
+    min_sensitivity: float | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> PartialAuc:
+    """Area over false-positive rates 0 … ``max_fpr``, or over sensitivities ``min_sensitivity`` … 1 (exactly one of the
+    two).
 
     Standardised after McClish (1989): ½ (1 + (area − chance) / (largest − chance)). Percentile bootstrap interval.
     """
@@ -374,9 +479,11 @@ def partial_auc(y_true, y_score, *, max_fpr: float | None = None, min_sensitivit
 
 # ---------------------------------------------------------------- operating points
 
+
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Counts and rates at one threshold (positive when score ≥ threshold); ``prevalence`` is the one that ppv and npv are for."""
+    """Counts and rates at one threshold (positive when score ≥ threshold); ``prevalence`` is the one that ppv and npv
+    are for."""
 
     rule: str
     threshold: float
@@ -396,21 +503,36 @@ class OperatingPoint:
 RULES = ("youden", "sensitivity", "specificity")
 
 
-def operating_point(y_true, y_score, *, rule: str, at: float = 0.90, prevalence: float | None = None, groups=None, level: float = 0.95,
-                    n_resamples: int = 2000, seed: int = 0) -> OperatingPoint:
+def operating_point(
+    y_true,
+    y_score,
+    *,
+    rule: str,
+    at: float = 0.90,
+    prevalence: float | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> OperatingPoint:
     """The threshold that a rule chooses on these images, with what it gives on them.
 
-    ``rule`` "youden" maximises sensitivity + specificity − 1; "sensitivity" maximises specificity subject to sensitivity ≥ ``at``;
-    "specificity" maximises sensitivity subject to specificity ≥ ``at`` (Hasei et al. 2025). Ties go to the higher value of the other rate,
-    for Youden to the higher sensitivity. Thresholds are observed scores. Choose on validation and apply to the test set by ``at_threshold``:
-    a threshold chosen on the images it is judged by is optimistic, and ``note`` says so. Intervals take the threshold as given.
+    ``rule`` "youden" maximises sensitivity + specificity − 1; "sensitivity" maximises specificity subject to
+    sensitivity ≥ ``at``; "specificity" maximises sensitivity subject to specificity ≥ ``at`` (Hasei et al. 2025). Ties
+    go to the higher value of the other rate, for Youden to the higher sensitivity. Thresholds are observed scores.
+    Choose on validation and apply to the test set by ``at_threshold``: a threshold chosen on the images it is judged by
+    is optimistic, and ``note`` says so. Intervals take the threshold as given.
     """
     y, s = _pair(y_true, y_score)
     threshold = choose_threshold(y, s, rule=rule, at=at)
-    point = at_threshold(y, s, threshold, prevalence=prevalence, groups=groups, level=level, n_resamples=n_resamples, seed=seed)
+    point = at_threshold(
+        y, s, threshold, prevalence=prevalence, groups=groups, level=level, n_resamples=n_resamples, seed=seed
+    )
     chosen = "the threshold was chosen on these images, so its rates are optimistic"
     empty = f"no threshold that calls an image positive reaches specificity {at:g}" if point.tp + point.fp == 0 else ""
-    return OperatingPoint(**{**point.__dict__, "rule": rule if rule == "youden" else f"{rule} ≥ {at:g}", "note": joined(chosen, empty)})
+    return OperatingPoint(
+        **{**point.__dict__, "rule": rule if rule == "youden" else f"{rule} ≥ {at:g}", "note": joined(chosen, empty)}
+    )
 
 
 def choose_threshold(y_true, y_score, *, rule: str, at: float = 0.90) -> float:
@@ -433,12 +555,21 @@ def choose_threshold(y_true, y_score, *, rule: str, at: float = 0.90) -> float:
     return float(thresholds[enough[tp[enough] == tp[enough].max()][0]])
 
 
-def at_threshold(y_true, y_score, threshold: float, *, prevalence: float | None = None, groups=None, level: float = 0.95,
-                 n_resamples: int = 2000, seed: int = 0) -> OperatingPoint:
+def at_threshold(
+    y_true,
+    y_score,
+    threshold: float,
+    *,
+    prevalence: float | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> OperatingPoint:
     """Sensitivity, specificity, PPV and NPV at a threshold fixed beforehand.
 
-    Wilson intervals; with ``groups`` the bootstrap of groups. With ``prevalence`` PPV and NPV are Bayes' at that prevalence, their
-    intervals on the logit scale (Mercaldo et al. 2007).
+    Wilson intervals; with ``groups`` the bootstrap of groups. With ``prevalence`` PPV and NPV are Bayes' at that
+    prevalence, their intervals on the logit scale (Mercaldo et al. 2007).
     """
     y, s = _pair(y_true, y_score)
     if not np.isfinite(threshold):
@@ -449,17 +580,40 @@ def at_threshold(y_true, y_score, threshold: float, *, prevalence: float | None 
     from mstl.metrics import scores
 
     names = {"recall": "sensitivity", "specificity": "specificity", "precision": "ppv", "npv": "npv"}
-    table = scores.table(y.astype(int), called.astype(int), metrics=tuple(names), classes=[0, 1], groups=groups, level=level,
-                         n_resamples=n_resamples, seed=seed)
+    table = scores.table(
+        y.astype(int),
+        called.astype(int),
+        metrics=tuple(names),
+        classes=[0, 1],
+        groups=groups,
+        level=level,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
     rates = {new: Estimate(**{**table[old].__dict__, "name": new}) for old, new in names.items()}
     p = float(y.mean())
     if prevalence is not None:
         p = _check.fraction(prevalence, "prevalence")
         rates.update(_predictive_values(y, called, p, groups, level, n_resamples, seed))
-    return OperatingPoint("fixed", float(threshold), rates["sensitivity"], rates["specificity"], rates["ppv"], rates["npv"], tp, fp, fn, tn, p, level)
+    return OperatingPoint(
+        "fixed",
+        float(threshold),
+        rates["sensitivity"],
+        rates["specificity"],
+        rates["ppv"],
+        rates["npv"],
+        tp,
+        fp,
+        fn,
+        tn,
+        p,
+        level,
+    )
 
 
-def _predictive_values(y, called, prevalence: float, groups, level: float, n_resamples: int, seed: int) -> dict[str, Estimate]:
+def _predictive_values(
+    y, called, prevalence: float, groups, level: float, n_resamples: int, seed: int
+) -> dict[str, Estimate]:
     """PPV and NPV at a prevalence: logit intervals of Mercaldo et al. (2007), or the bootstrap of groups."""
     m, n = int(y.sum()), int((~y).sum())
     se, sp = float(called[y].mean()), float(1 - called[~y].mean())
@@ -468,7 +622,10 @@ def _predictive_values(y, called, prevalence: float, groups, level: float, n_res
         code, n_groups = _check.codes(groups, len(y))
         counts = _resample.ThresholdCounts.of(y, called.astype(float), code, n_groups, np.array([1.0]))
         stratum = _resample.strata(y, code, n_groups)
-        blocks = [counts.under(w) for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))]
+        blocks = [
+            counts.under(w)
+            for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))
+        ]
         tp, fp, positives, negatives = (np.concatenate([np.atleast_2d(b[k])[0] for b in blocks]) for k in range(4))
         se_r, sp_r = tp / positives, 1 - fp / negatives
     out = {}
@@ -476,7 +633,17 @@ def _predictive_values(y, called, prevalence: float, groups, level: float, n_res
         flip = name == "npv"
         none = not (~called).any() if flip else not called.any()
         if none:
-            out[name] = Estimate(name, None, None, None, level, len(y), "none", n_groups, f"no image is called {'negative' if flip else 'positive'}, so {name} does not exist")
+            out[name] = Estimate(
+                name,
+                None,
+                None,
+                None,
+                level,
+                len(y),
+                "none",
+                n_groups,
+                f"no image is called {'negative' if flip else 'positive'}, so {name} does not exist",
+            )
             continue
         value = float(_npv(se, sp, prevalence) if flip else _ppv(np.float64(se), np.float64(sp), prevalence))
         if groups is not None:
@@ -487,10 +654,20 @@ def _predictive_values(y, called, prevalence: float, groups, level: float, n_res
         a, b = se, sp
         if not (0 < se < 1 and 0 < sp < 1):  # at a boundary the rates are drawn in by z²/2 images of each kind
             a, b = (se * m + z**2 / 2) / (m + z**2), (sp * n + z**2 / 2) / (n + z**2)
-        odds = (b * (1 - prevalence)) / ((1 - a) * prevalence) if flip else a * prevalence / ((1 - b) * (1 - prevalence))
+        odds = (
+            (b * (1 - prevalence)) / ((1 - a) * prevalence) if flip else a * prevalence / ((1 - b) * (1 - prevalence))
+        )
         variance = (a / (1 - a) / m + (1 - b) / b / n) if flip else ((1 - a) / a / m + b / (1 - b) / n)
         low, high = (odds * np.exp(sign * z * np.sqrt(variance)) for sign in (-1, 1))
-        out[name] = Estimate(name, value, min(float(low / (1 + low)), value), max(float(high / (1 + high)), value), level, len(y), "logit")
+        out[name] = Estimate(
+            name,
+            value,
+            min(float(low / (1 + low)), value),
+            max(float(high / (1 + high)), value),
+            level,
+            len(y),
+            "logit",
+        )
     return out
 
 
@@ -499,6 +676,7 @@ def _npv(sensitivity, specificity, prevalence: float):
 
 
 # ---------------------------------------------------------------- several classes
+
 
 @dataclass(frozen=True)
 class MulticlassAuc:
@@ -515,11 +693,22 @@ class MulticlassAuc:
     note: str = ""
 
 
-def multiclass_auc(y_true, probabilities, *, method: str = "ovr", classes: Sequence | None = None, groups=None, level: float = 0.95,
-                   n_resamples: int = 1000, seed: int = 0) -> MulticlassAuc:
-    """AUC of K classes: "ovr", the plain mean of one-vs-rest AUCs, or "hand-till", the mean over pairs of classes (Hand & Till 2001).
+def multiclass_auc(
+    y_true,
+    probabilities,
+    *,
+    method: str = "ovr",
+    classes: Sequence | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> MulticlassAuc:
+    """AUC of K classes: "ovr", the plain mean of one-vs-rest AUCs, or "hand-till", the mean over pairs of classes (Hand
+    & Till 2001).
 
-    ``y_true`` (n,) indices 0 … K−1, or names where ``classes`` gives their order; ``probabilities`` (n, K), one column a class.
+    ``y_true`` (n,) indices 0 … K−1, or names where ``classes`` gives their order; ``probabilities`` (n, K), one column
+    a class.
     """
     _check.one_of(method, ("ovr", "hand-till"), "method")
     p = np.asarray(probabilities, dtype=float)
@@ -536,21 +725,44 @@ def multiclass_auc(y_true, probabilities, *, method: str = "ovr", classes: Seque
         y = pd.Index(names).get_indexer(y)
         if (y < 0).any():
             row = int(np.argmax(y < 0))
-            raise MstlError(f"y_true is {np.asarray(y_true)[row]!r} in row {row}, which is not among the classes {names}")
+            raise MstlError(
+                f"y_true is {np.asarray(y_true)[row]!r} in row {row}, which is not among the classes {names}"
+            )
     y = _check.labels(y, k)
     p = _check.scores(p, len(y), "probabilities", columns=True)
     missing = [str(names[j]) for j in range(k) if not (y == j).any()]
     if missing:
-        raise MstlError(f"no image has class {', '.join(missing)}, so the AUC over all classes does not exist; leave that column out")
+        raise MstlError(
+            f"no image has class {', '.join(missing)}, so the AUC over all classes does not exist; leave that column out"
+        )
     code, n_groups = _check.codes(groups, len(y))
     if method == "ovr":
         prepared = _resample.prepare("auc", y, p, code, n_groups)
     else:
-        prepared = _resample.WeightedMacroAuc(tuple(
-            _resample.WeightedAuc.of(y[rows] == i, p[rows, i], code[rows], n_groups)
-            for i in range(k) for j in range(k) if i != j for rows in [np.flatnonzero((y == i) | (y == j))]))
+        prepared = _resample.WeightedMacroAuc(
+            tuple(
+                _resample.WeightedAuc.of(y[rows] == i, p[rows, i], code[rows], n_groups)
+                for i in range(k)
+                for j in range(k)
+                if i != j
+                for rows in [np.flatnonzero((y == i) | (y == j))]
+            )
+        )
     stratum = _resample.strata(y, code, n_groups)
-    blocks = [prepared.under(w) for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))]
+    blocks = [
+        prepared.under(w)
+        for w in _resample.weights(stratum, _check.resamples(n_resamples), np.random.default_rng(seed), len(y))
+    ]
     boot = summarise(prepared.value(), np.concatenate(blocks), _check.fraction(level))
     per_class = {name: delong(y == j, p[:, j], groups=groups, level=level) for j, name in enumerate(names)}
-    return MulticlassAuc(prepared.value(), boot.low, boot.high, method, per_class, level, len(y), None if groups is None else n_groups, boot.note)
+    return MulticlassAuc(
+        prepared.value(),
+        boot.low,
+        boot.high,
+        method,
+        per_class,
+        level,
+        len(y),
+        None if groups is None else n_groups,
+        boot.note,
+    )

@@ -1,9 +1,9 @@
 """Scores of predicted labels (accuracy, F1, κ, …) and average precision, each with its interval.
 
-``y_true``, ``y_pred`` (n,) hold classes: 0 and 1 (1 positive), or any labels, whose order ``classes`` gives (default sorted). With two
-classes precision, recall, specificity, npv and F1 are those of the last class; with more, means over classes.
-A proportion of independent images has Wilson's interval; anything else, and everything with ``groups``, the bias-corrected and
-accelerated bootstrap of groups, stratified by the classes that a group holds.
+``y_true``, ``y_pred`` (n,) hold classes: 0 and 1 (1 positive), or any labels, whose order ``classes`` gives (default
+sorted). With two classes precision, recall, specificity, npv and F1 are those of the last class; with more, means over
+classes. A proportion of independent images has Wilson's interval; anything else, and everything with ``groups``, the
+bias-corrected and accelerated bootstrap of groups, stratified by the classes that a group holds.
 """
 
 from __future__ import annotations
@@ -37,18 +37,55 @@ def confusion_matrix(y_true, y_pred, *, classes: Sequence | None = None) -> pd.D
     return pd.DataFrame(counts, index=pd.Index(classes, name="truth"), columns=pd.Index(classes, name="prediction"))
 
 
-def score(metric: str, y_true, y_pred, *, classes: Sequence | None = None, groups=None, level: float = 0.95, n_resamples: int = 2000,
-          seed: int = 0) -> Estimate:
-    """One label metric with its interval; ``metric`` is one of ``mstl.metrics.scores.METRICS``. See the functions named after each."""
-    return table(y_true, y_pred, metrics=[metric], classes=classes, groups=groups, level=level, n_resamples=n_resamples, seed=seed)[metric]
+def score(
+    metric: str,
+    y_true,
+    y_pred,
+    *,
+    classes: Sequence | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """One label metric with its interval; ``metric`` is one of ``mstl.metrics.scores.METRICS``. See the functions named
+    after each."""
+    return table(
+        y_true,
+        y_pred,
+        metrics=[metric],
+        classes=classes,
+        groups=groups,
+        level=level,
+        n_resamples=n_resamples,
+        seed=seed,
+    )[metric]
 
 
 #: The metrics that ``score`` and ``table`` know.
 METRICS = _resample.LABEL_METRICS
 
 
-def table(y_true, y_pred, *, metrics: Sequence[str] = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "mcc", "kappa"),
-          classes: Sequence | None = None, groups=None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+def table(
+    y_true,
+    y_pred,
+    *,
+    metrics: Sequence[str] = (
+        "accuracy",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "specificity",
+        "f1",
+        "mcc",
+        "kappa",
+    ),
+    classes: Sequence | None = None,
+    groups=None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
     """Several label metrics at once, over the same resamples: name → Estimate, in the order asked for."""
     level = _check.fraction(level)
     for metric in metrics:
@@ -64,7 +101,9 @@ def table(y_true, y_pred, *, metrics: Sequence[str] = ("accuracy", "balanced_acc
         value = float(_resample.label_metric(metric, confusion))
         proportion = _proportion(metric, confusion)
         if not np.isfinite(value):
-            out[metric] = Estimate(metric, None, None, None, level, n, "none", None if groups is None else n_groups, _absent(metric))
+            out[metric] = Estimate(
+                metric, None, None, None, level, n, "none", None if groups is None else n_groups, _absent(metric)
+            )
         elif groups is None and proportion:
             out[metric] = wilson_of(metric, *proportion, level, "")
         else:
@@ -72,7 +111,9 @@ def table(y_true, y_pred, *, metrics: Sequence[str] = ("accuracy", "balanced_acc
     if rest:
         resampled = _resampled(rest, truth, code, n_groups, level, n_resamples, seed)
         for m, b in resampled.items():
-            out[m] = Estimate(m, rest[m].value(), b.low, b.high, level, n, "bca", None if groups is None else n_groups, b.note)
+            out[m] = Estimate(
+                m, rest[m].value(), b.low, b.high, level, n, "bca", None if groups is None else n_groups, b.note
+            )
             if b.constant and _proportion(m, confusion):
                 out[m] = _agreeing(out[m], _units(m, rest[m].counts))
     return {metric: out[metric] for metric in metrics}
@@ -119,12 +160,15 @@ def mcc(y_true, y_pred, **options) -> Estimate:
 
 
 def kappa(y_true, y_pred, *, weights: str = "none", **options) -> Estimate:
-    """Cohen's κ; ``weights`` "linear" or "quadratic" for ordered classes (severity grades), in the order of ``classes``."""
+    """Cohen's κ; ``weights`` "linear" or "quadratic" for ordered classes (severity grades), in the order of
+    ``classes``."""
     names = {"none": "kappa", "linear": "kappa_linear", "quadratic": "kappa_quadratic"}
     return score(names[_check.one_of(weights, tuple(names), "weights")], y_true, y_pred, **options)
 
 
-def average_precision(y_true, y_score, *, groups=None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Estimate:
+def average_precision(
+    y_true, y_score, *, groups=None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> Estimate:
     """Area under the precision–recall curve by steps, Σ (recall_k − recall_{k−1}) precision_k; depends on prevalence.
 
     ``y_true`` (n,) of 0 and 1, ``y_score`` (n,) finite.
@@ -134,20 +178,41 @@ def average_precision(y_true, y_score, *, groups=None, level: float = 0.95, n_re
     s = _check.scores(y_score, len(y))
     code, n_groups = _check.codes(groups, len(y))
     prepared = _resample.WeightedAveragePrecision.of(y, s, code, n_groups)
-    b = _resampled({"average_precision": prepared}, y, code, n_groups, _check.fraction(level), n_resamples, seed)["average_precision"]
-    return Estimate("average_precision", prepared.value(), b.low, b.high, level, len(y), "bca", None if groups is None else n_groups, b.note)
+    b = _resampled({"average_precision": prepared}, y, code, n_groups, _check.fraction(level), n_resamples, seed)[
+        "average_precision"
+    ]
+    return Estimate(
+        "average_precision",
+        prepared.value(),
+        b.low,
+        b.high,
+        level,
+        len(y),
+        "bca",
+        None if groups is None else n_groups,
+        b.note,
+    )
 
 
-def _resampled(prepared: dict, y: np.ndarray, code: np.ndarray, n_groups: int, level: float, n_resamples: int, seed: int) -> dict:
+def _resampled(
+    prepared: dict, y: np.ndarray, code: np.ndarray, n_groups: int, level: float, n_resamples: int, seed: int
+) -> dict:
     """Intervals of several prepared metrics over the same resamples; those that cannot vary say so in their note."""
     try:
         stratum = _resample.strata(y, code, n_groups)
     except MstlError as reason:
         return {m: Bootstrap(None, None, None, None, 0, str(reason)) for m in prepared}
     rng = np.random.default_rng(seed)
-    blocks = [{m: p.under(w) for m, p in prepared.items()} for w in _resample.weights(stratum, _check.resamples(n_resamples), rng, len(y))]
-    return {m: summarise(p.value(), np.concatenate([b[m] for b in blocks]), level, acceleration=acceleration(p.left_out(), stratum))
-            for m, p in prepared.items()}
+    blocks = [
+        {m: p.under(w) for m, p in prepared.items()}
+        for w in _resample.weights(stratum, _check.resamples(n_resamples), rng, len(y))
+    ]
+    return {
+        m: summarise(
+            p.value(), np.concatenate([b[m] for b in blocks]), level, acceleration=acceleration(p.left_out(), stratum)
+        )
+        for m, p in prepared.items()
+    }
 
 
 def _codes(y_true, y_pred, classes: Sequence | None) -> tuple[np.ndarray, np.ndarray, list]:
@@ -155,7 +220,9 @@ def _codes(y_true, y_pred, classes: Sequence | None) -> tuple[np.ndarray, np.nda
     if truth.ndim != 1 or not truth.size:
         raise MstlError(f"y_true has shape {truth.shape}; give one label a row, at least one row")
     if predicted.shape != truth.shape:
-        raise MstlError(f"y_pred has shape {predicted.shape}, but y_true has {truth.shape}; rows must be the same images in the same order")
+        raise MstlError(
+            f"y_pred has shape {predicted.shape}, but y_true has {truth.shape}; rows must be the same images in the same order"
+        )
     if classes is None:
         classes = sorted(set(pd.unique(truth).tolist()) | set(pd.unique(predicted).tolist()))
         if set(classes) <= {0, 1}:
@@ -169,7 +236,9 @@ def _codes(y_true, y_pred, classes: Sequence | None) -> tuple[np.ndarray, np.nda
         code = index.get_indexer(values)
         if (code < 0).any():
             row = int(np.argmax(code < 0))
-            raise MstlError(f"{name} is {values[row]!r} in row {row}, which is not among the classes {classes}; mend the row or name all classes")
+            raise MstlError(
+                f"{name} is {values[row]!r} in row {row}, which is not among the classes {classes}; mend the row or name all classes"
+            )
         coded.append(code.astype(np.int64))
     return coded[0], coded[1], classes
 
@@ -181,7 +250,12 @@ def _proportion(metric: str, confusion: np.ndarray) -> tuple[int, int] | None:
     if len(confusion) > 2:
         return None
     (tn, fp), (fn, tp) = confusion.tolist()
-    return {"precision": (tp, tp + fp), "recall": (tp, tp + fn), "specificity": (tn, tn + fp), "npv": (tn, tn + fn)}.get(metric)
+    return {
+        "precision": (tp, tp + fp),
+        "recall": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "npv": (tn, tn + fn),
+    }.get(metric)
 
 
 def _units(metric: str, counts: np.ndarray) -> int:
@@ -190,10 +264,16 @@ def _units(metric: str, counts: np.ndarray) -> int:
 
 
 def _agreeing(result: Estimate, units: int) -> Estimate:
-    """A proportion in which all groups agree: Wilson's interval with groups for images, because the bootstrap has none."""
+    """A proportion in which all groups agree: Wilson's interval with groups for images, because the bootstrap has
+    none."""
     low, high = wilson(round(result.estimate * units), units, result.level)
-    return replace(result, low=min(low, result.estimate), high=max(high, result.estimate), method="wilson over groups",
-                   note="all groups agree, so the interval is Wilson's with groups in place of images")
+    return replace(
+        result,
+        low=min(low, result.estimate),
+        high=max(high, result.estimate),
+        method="wilson over groups",
+        note="all groups agree, so the interval is Wilson's with groups in place of images",
+    )
 
 
 def _absent(metric: str) -> str:
