@@ -12,6 +12,7 @@ knows the number of workers, so the bytes follow from the arguments of `make` al
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import fft, ndimage
-from scipy.special import expit
 
 from ..errors import MstlError
 from .catalog import card, nearest
@@ -237,6 +237,11 @@ def _between(easy: float, hard: float, difficulty: float) -> float:
     return easy + (hard - easy) * difficulty
 
 
+def _soft(t):
+    """A soft step from 0 to 1 about t = 0 (the logistic function), of numbers or arrays."""
+    return 0.5 + 0.5 * np.tanh(0.5 * t) if isinstance(t, np.ndarray) else 0.5 + 0.5 * math.tanh(0.5 * t)
+
+
 @lru_cache(maxsize=16)
 def _grid(edge: int) -> tuple[np.ndarray, np.ndarray]:
     """x (1, edge) and y (edge, 1) of the pixels' middles, 0…1."""
@@ -295,8 +300,9 @@ def _curve(rng: np.random.Generator, amplitude: float, waves: int) -> Callable[[
     k = np.arange(1, waves + 1)
     strength = rng.standard_normal(waves) / k
     phase = rng.uniform(0, 2 * np.pi, waves)
-    scale = amplitude * np.sqrt(2 / np.sum(1 / k**2))
-    return lambda t: scale * sum(s * np.cos(2 * np.pi * w * t + p) for s, w, p in zip(strength, k, phase))
+    strength *= amplitude * np.sqrt(2 / np.sum(1 / k**2))
+    terms = [(float(s), 2 * math.pi * int(w), float(p)) for s, w, p in zip(strength, k, phase)]
+    return lambda t: sum(s * np.cos(w * t + p) for s, w, p in terms)
 
 
 _ANGLES = 256
@@ -322,12 +328,12 @@ class _Polar(NamedTuple):
 
 def _polar(edge: int, x: float, y: float, rx: float, ry: float, tilt: float, outline: np.ndarray) -> _Polar:
     gx, gy = _grid(edge)
-    dx, dy = gx - np.float32(x), gy - np.float32(y)
-    u, v = dx * np.cos(tilt) + dy * np.sin(tilt), dy * np.cos(tilt) - dx * np.sin(tilt)
-    u, v = u / rx, v / ry
+    dx, dy, rx, ry = gx - float(x), gy - float(y), float(rx), float(ry)
+    cos, sin = math.cos(tilt), math.sin(tilt)
+    u, v = (dx * cos + dy * sin) / rx, (dy * cos - dx * sin) / ry
     reach = np.hypot(u, v)
-    angle = np.arctan2(v, u) * (_ANGLES / (2 * np.pi)) % _ANGLES
-    return _Polar(reach / outline[angle.astype(np.intp) % _ANGLES], angle, reach * np.sqrt(rx * ry))
+    angle = np.arctan2(v, u) * (_ANGLES / (2 * math.pi)) % _ANGLES
+    return _Polar(reach / outline[angle.astype(np.intp) % _ANGLES], angle, reach * math.sqrt(rx * ry))
 
 
 def _sampled(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -348,21 +354,22 @@ FOCUS = 0.45  # of the depth
 
 
 class Probe(NamedTuple):
-    """Point-spread function (standard deviations in mm; the lateral one at the focus, and by how much it grows a frame's depth away
-    from it), display range (dB), noise floor (dB below the gland)."""
+    """Point-spread function (standard deviations in mm; the lateral one at the focus, and by how much it grows half a frame away
+    from it), looks averaged (spatial compounding), display range (dB), noise floor (dB relative to the gland)."""
 
     axial: float
     lateral: float
     spread: float
+    looks: int
     range: float
     floor: float
 
 
-PROBES = (Probe(0.16, 0.26, 2.2, 62.0, -50.0), Probe(0.24, 0.42, 2.6, 50.0, -36.0))
+PROBES = (Probe(0.13, 0.20, 1.0, 3, 54.0, -38.0), Probe(0.19, 0.30, 1.4, 2, 45.0, -25.0))
 
 
 def _speckle(rng: np.random.Generator, amplitude: np.ndarray, probe: Probe) -> np.ndarray:
-    """Complex echo (edge, edge) of scatterers with root-mean-square `amplitude`, through the probe's point-spread function.
+    """Complex echo, as float32 (2, edge, edge), of scatterers with root-mean-square `amplitude` through the probe's point-spread function.
 
     Many scatterers a resolution cell make circular Gaussian noise (fully developed speckle): where `amplitude` is constant the echo's
     envelope is Rayleigh distributed, its mean 1.91 of its standard deviations, its mean square `amplitude` squared.
@@ -370,23 +377,21 @@ def _speckle(rng: np.random.Generator, amplitude: np.ndarray, probe: Probe) -> n
     """
     edge = amplitude.shape[0]
     pixel = FIELD_MM / edge
-    shape = amplitude.shape
-    scatter = np.empty((2, *shape), np.float32)
-    rng.standard_normal(out=scatter, dtype=np.float32)
-    scatter *= amplitude * np.float32(np.sqrt(0.5))
-    axial = max(probe.axial / pixel, 0.35)
-    near = max(probe.lateral / pixel, 0.4)
-    far = near * (1 + probe.spread * 0.5)
+    scatter = rng.standard_normal((2, edge, edge), dtype=np.float32)
+    scatter *= amplitude * math.sqrt(0.5)
+    axial, near = max(probe.axial / pixel, 0.35), max(probe.lateral / pixel, 0.4)
+    far = near * (1 + probe.spread)
     scatter = ndimage.gaussian_filter1d(scatter, axial, axis=1, mode="reflect", truncate=3.0)
     sharp, wide = (ndimage.gaussian_filter1d(scatter, s, axis=2, mode="reflect", truncate=3.0) for s in (near, far))
     k_axial, k_near, k_far = _kernel(axial), _kernel(near), _kernel(far)
-    sharp /= np.sqrt((k_axial**2).sum() * (k_near**2).sum())
-    wide /= np.sqrt((k_axial**2).sum() * (k_far**2).sum())
+    power_near, power_far = (float((k_axial**2).sum() * (k**2).sum()) for k in (k_near, k_far))
     pad = (len(k_far) - len(k_near)) // 2
-    together = (np.pad(k_near, pad) * k_far).sum() / np.sqrt((k_near**2).sum() * (k_far**2).sum())
+    together = float((np.pad(k_near, pad) * k_far).sum() / np.sqrt((k_near**2).sum() * (k_far**2).sum()))
     share = np.clip(np.abs(_grid(edge)[1] - FOCUS) / 0.55, 0, 1)
-    blend = ((1 - share) * sharp + share * wide) / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * together)
-    return blend[0] + 1j * blend[1]
+    scale = 1 / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * together)
+    sharp *= (1 - share) * scale / math.sqrt(power_near)
+    wide *= share * scale / math.sqrt(power_far)
+    return sharp + wide
 
 
 def _kernel(sigma: float) -> np.ndarray:
@@ -397,111 +402,136 @@ def _kernel(sigma: float) -> np.ndarray:
 
 def _ultrasound(scene: Scene) -> list[Shot]:
     """Breast: skin, fat with septa, gland, retromammary fat, pectoral muscle; echogenicity in dB relative to the gland."""
-    rng, edge, hard = scene.patient, scene.edge, scene.difficulty
-    x, y = _grid(edge)
-    skin, fat = rng.uniform(0.035, 0.06), rng.uniform(0.06, 0.26)
-    gland, muscle = rng.uniform(0.26, 0.42), rng.uniform(0.1, 0.2)
-    steps = [_curve(rng, a, w) for a, w in ((0.006, 2), (0.03, 3), (0.035, 3), (0.02, 2))]
-    tilt = rng.normal(0, 0.06)
-    levels = dict(skin=rng.uniform(0, 5), fat=rng.uniform(-15, -8), back=rng.uniform(-17, -10), muscle=rng.uniform(-16, -9), deep=rng.uniform(-34, -20))
-    septa = _ridges(_texture(rng, edge, slope=6, low=4, high=14, stretch=2.6), rng.uniform(0.05, 0.09))
-    mottle = _texture(rng, edge, slope=2.6, low=5, high=40, stretch=2.2)
-    lobules = _texture(rng, edge, slope=5, low=5, high=16, stretch=1.8)
-    fibres = _texture(rng, edge, slope=2.4, low=10, high=60, stretch=9.0)
-    fatty = rng.uniform(-0.6, 1.3)
-    shade = _curve(rng, rng.uniform(0.5, 4), 3)
-    decay = rng.uniform(2, 22)
-    lesion = _us_lesion(rng, scene.label, hard, skin + fat, skin + fat + gland) if scene.label else None
+    rng, edge = scene.patient, scene.edge
+    breast = _Breast(rng, edge)
+    lesion = _us_lesion(rng, scene.label, scene.difficulty, breast) if scene.label else None
+    probe = PROBES[scene.center]
     shots = []
     for own in scene.exposures():
-        slide = float(own.normal(0, 0.035))
-        press = 1 + own.normal(0, 0.03)
-        roll = int(round(slide * edge))
-        place = lambda field: np.roll(field, roll, 1)  # noqa: E731, B023
-        lx = x - slide
-        b1 = skin + steps[0](lx) * 0.6
-        b2 = (skin + fat) * press + steps[1](lx) + tilt * (lx - 0.5)
-        b3 = (skin + fat + gland) * press + steps[2](lx) + tilt * (lx - 0.5)
-        b4 = b3 + muscle * 0.35 + steps[3](lx) * 0.4
-        b5 = b4 + muscle + steps[3](lx)
-        in_skin, below2, below3, below4, below5 = (expit((y - b) / w) for b, w in ((b1, 0.004), (b2, 0.012), (b3, 0.012), (b4, 0.006), (b5, 0.03)))
-        in_fat, in_gland, in_back, in_muscle = in_skin - below2, below2 - below3, below3 - below4, below4 - below5
-        level = (1 - in_skin) * levels["skin"] + in_fat * levels["fat"] + in_back * levels["back"] + in_muscle * levels["muscle"] + below5 * levels["deep"]
-        level = level + in_gland * (2.5 * place(mottle) - 13 * expit((place(lobules) - 1.2 + 0.5 * fatty) / 0.12))
-        level = level + place(septa) * (15 * in_fat + 8 * in_back + 5 * in_gland) + (in_fat + in_back) * 1.5 * place(mottle)
-        level = level + place(fibres) * (6.5 * in_muscle + 2.5 * in_gland + 4 * below5)
-        for b, gain, w in ((0.006 + 0 * b1, 10, 0.004), (b1, 9, 0.006), (b4, 12, 0.006), (b5, 8, 0.008)):
-            level = level + gain * np.exp(-(((y - b) / w) ** 2)) * (0.6 + 0.4 * np.cos(9 * lx + b * 40))
+        x, y = _grid(edge)
+        slide, press = own.normal(0, 0.035), 1 + own.normal(0, 0.03)
+        level = breast.echo(x, y, slide, press)
         mask, conspicuity, subtype = None, 0.0, "normal"
-        loss = np.zeros((edge, edge), np.float32)
+        loss = breast.loss(x - slide, y)
+        contact = own.uniform(0, 12), own.uniform(0.9, 1.3), own.uniform(-0.3, 0.1)  # the probe's ends may lift off the skin
+        loss = loss + contact[0] * (_soft((x - contact[1]) / 0.03) + _soft((contact[2] - x) / 0.03)) * np.sqrt(y)
         if lesion is not None:
-            level, loss, mask, conspicuity, subtype = _us_insert(lesion, own, level, slide, press, edge)
-        loss = loss + shade(lx) * y + decay * np.clip(y - 0.35, 0, None)
-        loss = loss + own.uniform(0, 9) * (expit((lx - own.uniform(0.93, 1.2)) / 0.03) + expit((own.uniform(-0.2, 0.07) - lx) / 0.03)) * np.sqrt(y)
-        probe = PROBES[scene.center]
-        echo = _speckle(own, 10 ** ((level - loss) / 20), probe)
-        floor = probe.floor + _between(-4, 8, hard) + 10 * (y - 0.5)
-        noise = own.standard_normal((2, edge, edge), dtype=np.float32) * (10 ** (floor / 20) * np.sqrt(0.5))
-        decibel = 20 * np.log10(np.hypot(echo.real + noise[0], echo.imag + noise[1]) + 1e-4)
-        gain = own.normal(0, 1.5) - 1.5 * scene.center
-        shots.append(Shot(_us_display(decibel + gain, probe.range), mask, subtype, conspicuity))
+            level, loss, mask, conspicuity, subtype = _us_insert(lesion, own, level, loss, slide, press, edge)
+        amplitude = np.exp((level - loss) * (math.log(10) / 20))
+        floor = probe.floor + _between(-3, 6, scene.difficulty) + 8 * (y - 0.6)
+        power = np.zeros((edge, edge), np.float32)
+        for _ in range(probe.looks):
+            echo = _speckle(own, amplitude, probe)
+            echo += own.standard_normal((2, edge, edge), dtype=np.float32) * np.exp(floor * (math.log(10) / 20)) * math.sqrt(0.5)
+            power += echo[0] ** 2 + echo[1] ** 2
+        decibel = 10 * np.log10(power / probe.looks + 1e-6) + own.normal(0, 1.5)
+        shots.append(Shot(_log_compressed(decibel, probe.range), mask, subtype, conspicuity))
     return shots
 
 
-def _us_display(decibel: np.ndarray, span: float) -> np.ndarray:
-    """Log compression: `span` dB from black to white, the gland's mean level at 0.55."""
-    return np.clip(0.55 + decibel / span, 0, 1)
+def _log_compressed(decibel: np.ndarray, span: float) -> np.ndarray:
+    """`span` dB from black to white, the gland's mean level at 0.5."""
+    return np.clip(0.5 + decibel / span, 0, 1)
 
 
-def _us_lesion(rng: np.random.Generator, label: int, hard: float, top: float, bottom: float) -> dict:
+class _Breast:
+    """The layers of one woman's breast under the probe."""
+
+    def __init__(self, rng: np.random.Generator, edge: int):
+        self.edge = edge
+        self.skin, self.fat = rng.uniform(0.03, 0.055), rng.uniform(0.05, 0.24)
+        self.gland, self.muscle = rng.uniform(0.24, 0.42), rng.uniform(0.1, 0.22)
+        self.borders = [_curve(rng, a, w) for a, w in ((0.004, 2), (0.03, 3), (0.035, 3), (0.02, 2))]
+        self.tilt = rng.normal(0, 0.06)
+        self.level = {name: rng.uniform(*span) for name, span in _LEVELS.items()}
+        self.septa = _ridges(_texture(rng, edge, slope=5, low=3, high=20, stretch=3.2), rng.uniform(0.04, 0.09))
+        self.sheets = _ridges(_texture(rng, edge, slope=4.5, low=6, high=36, stretch=4.5), rng.uniform(0.12, 0.2))
+        self.mottle = _texture(rng, edge, slope=2.4, low=6, high=60, stretch=2.2)
+        self.lobules = _texture(rng, edge, slope=5, low=6, high=18, stretch=1.7)
+        self.fibres = _texture(rng, edge, slope=2.2, low=12, high=90, stretch=9.0)
+        self.fatty = rng.uniform(-0.4, 1.2)
+        self.lines = rng.uniform(0.6, 1.3)
+        self.shade, self.decay = _curve(rng, rng.uniform(0.5, 5), 3), rng.uniform(4, 26)
+
+    def echo(self, x: np.ndarray, y: np.ndarray, slide: float, press: float) -> np.ndarray:
+        """Mean echo level (edge, edge) in dB, seen after the probe slid along the skin and pressed on it."""
+        roll = round(slide * self.edge)
+        septa, sheets, mottle, lobules, fibres = (
+            np.roll(f, roll, 1) for f in (self.septa, self.sheets, self.mottle, self.lobules, self.fibres)
+        )
+        lx, level = x - slide, self.level
+        slope = self.tilt * (lx - 0.5)
+        under_skin = self.skin + self.borders[0](lx)
+        under_fat = (self.skin + self.fat) * press + self.borders[1](lx) + slope
+        under_gland = (self.skin + self.fat + self.gland) * press + self.borders[2](lx) + slope
+        on_muscle = under_gland + 0.3 * self.muscle + 0.4 * self.borders[3](lx)
+        under_muscle = on_muscle + self.muscle + self.borders[3](lx)
+        borders = ((under_skin, 0.004), (under_fat, 0.012), (under_gland, 0.012), (on_muscle, 0.006), (under_muscle, 0.03))
+        skin, fat, gland, back, deep = (_soft((y - b) / w) for b, w in borders)
+        skin, fat, gland, back, muscle = 1 - skin, skin - fat, fat - gland, gland - back, back - deep
+        echo = skin * level["skin"] + fat * level["fat"] + back * level["back"] + muscle * level["muscle"] + deep * level["deep"]
+        echo += (gland + 0.5 * (fat + back)) * (2.6 * mottle) - gland * 13 * _soft((lobules - 1.25 + 0.5 * self.fatty) * 9)
+        echo += self.lines * (septa * (11 * fat + 10 * back + 5 * gland) + sheets * (5 * fat + 8 * gland + 11 * back + 12 * muscle + 10 * deep))
+        echo += fibres * (5 * muscle + 2.5 * gland + 3.5 * deep)
+        for border, gain, width in ((0.006 + 0 * under_skin, 9, 0.004), (under_skin, 8, 0.006), (on_muscle, 13, 0.007), (under_muscle, 9, 0.008)):
+            echo += gain * np.exp(-(((y - border) / width) ** 2)) * (0.6 + 0.4 * np.cos(9 * lx + 40 * border))
+        return echo
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """What the tissue above takes away (dB), after the machine's own compensation."""
+        return self.shade(x) * y + self.decay * np.clip(y - 0.4, 0, None)
+
+
+_LEVELS = {"skin": (0, 5), "fat": (-14, -7), "back": (-16, -9), "muscle": (-15, -8), "deep": (-24, -12)}
+
+
+def _us_lesion(rng: np.random.Generator, label: int, hard: float, breast: _Breast) -> dict:
     # Every sign of malignancy is a noisy reading of the truth, the more so the harder: no single sign decides.
     side = 2 * label - 3
-    sign = expit(side * _between(3.0, 0.75, hard) + rng.normal(0, _between(0.5, 1.0, hard), 6) * 1.2)
-    shape, margin, aspect, shadow, texture, dark = sign
-    size = rng.uniform(0.075, 0.17) * _between(1.15, 0.85, hard)
-    ratio = np.exp(_mix(0.5, -0.22, aspect) + rng.normal(0, 0.08))  # width over height
+    shape, margin, aspect, shadow, texture, dark = (
+        _soft(side * _between(3.2, 0.7, hard) + 1.2 * float(z) * _between(0.5, 1.0, hard)) for z in rng.standard_normal(6)
+    )
+    size = rng.uniform(0.085, 0.19) * _between(1.15, 0.85, hard)
+    ratio = math.exp(_mix(0.45, -0.2, aspect) + rng.normal(0, 0.08))  # width over height
     cyst = label == 1 and rng.random() < 0.25
     outline = _outline(rng, _mix(0.05, 0.2, shape), 3 + int(9 * shape), 0.9)
-    spikes = np.zeros(_ANGLES)
-    for _ in range(rng.poisson(9 * max(shape - 0.35, 0) * 1.6)):
+    for _ in range(rng.poisson(12 * max(shape - 0.35, 0))):  # spicules and angular corners
         turn = (np.arange(_ANGLES) - rng.uniform(0, _ANGLES) + _ANGLES / 2) % _ANGLES - _ANGLES / 2
-        spikes += rng.uniform(0.15, 0.5) * np.exp(-np.abs(turn) / rng.uniform(3, 7))
+        outline = outline * (1 + rng.uniform(0.12, 0.45) * np.exp(-np.abs(turn) / rng.uniform(3, 8)))
+    top = breast.skin + breast.fat
     return dict(
-        x=rng.uniform(0.28, 0.72), y=np.clip(rng.uniform(top, bottom), 0.16 + size * 0.4, 0.62), rx=size * np.sqrt(ratio), ry=size / np.sqrt(ratio),
-        tilt=rng.normal(0, 0.15) + (rng.normal(0, 0.4) if shape > 0.5 else 0), outline=(outline * (1 + spikes)).astype(np.float32),
-        edge=_mix(0.03, 0.2, margin), depth=(rng.uniform(8, 15) + 4 * dark + 14 * cyst) * _between(1.25, 0.62, hard), cyst=cyst,
-        loss=(_mix(-9, 16, shadow) - 5 * cyst) * _between(1.15, 0.75, hard), rough=_mix(1.0, 4.0, texture), halo=6 * max(margin - 0.4, 0),
-        specks=rng.poisson(4 * max(texture - 0.5, 0)), rim=_mix(0.8, 0.0, margin), grain=int(rng.integers(2**31)),
-    )
+        x=rng.uniform(0.28, 0.72), y=min(max(rng.uniform(top, top + breast.gland), 0.17 + size * 0.4), 0.58),
+        rx=size * math.sqrt(ratio), ry=size / math.sqrt(ratio), tilt=rng.normal(0, 0.12 + 0.3 * max(shape - 0.4, 0)),
+        outline=outline.astype(np.float32), edge=_mix(0.03, 0.16, margin), cyst=cyst,
+        depth=(rng.uniform(9, 16) + 4 * dark + 14 * cyst) * _between(1.25, 0.65, hard),
+        loss=(_mix(-9, 18, shadow) - 5 * cyst) * _between(1.15, 0.75, hard), rough=_mix(1.2, 4.0, texture),
+        halo=6 * max(margin - 0.4, 0), rim=6 * _mix(0.8, 0.0, margin), specks=rng.poisson(4 * max(texture - 0.5, 0)),
+        grain=_texture(rng, breast.edge, slope=2.5, low=8, high=50),
+    )  # fmt: skip
 
 
 def _mix(low: float, high: float, share: float) -> float:
-    return low + (high - low) * float(share)
+    return low + (high - low) * share
 
 
-def _us_insert(lesion: dict, own: np.random.Generator, level: np.ndarray, slide: float, press: float, edge: int):
-    """The lesion in the map of echo levels (dB), what its column loses below it (dB), its mask."""
-    zoom = np.exp(own.normal(0, 0.05))
+def _us_insert(lesion: dict, own: np.random.Generator, level: np.ndarray, loss: np.ndarray, slide: float, press: float, edge: int):
+    """The lesion in the map of echo levels (dB), what the tissue above takes away (dB) with it, its mask, depth in dB and kind."""
     cx, cy = lesion["x"] + slide, lesion["y"] * press
-    rx, ry = lesion["rx"] * zoom, lesion["ry"] * zoom * np.exp(own.normal(0, 0.04))
+    rx, ry = lesion["rx"] * math.exp(own.normal(0, 0.05)), lesion["ry"] * math.exp(own.normal(0, 0.05))
     polar = _polar(edge, cx, cy, rx, ry, lesion["tilt"], lesion["outline"])
-    inside = expit((1 - polar.ratio) / lesion["edge"])
-    grain = _texture(np.random.default_rng(lesion["grain"]), edge, slope=2.5, low=8, high=50)
-    target = -lesion["depth"] + lesion["rough"] * grain * (not lesion["cyst"])
-    ring = np.exp(-(((polar.ratio - 1.18) / 0.16) ** 2))
-    level = level * (1 - inside) + target * inside + lesion["halo"] * ring
-    level = level + lesion["rim"] * 6 * np.exp(-(((polar.ratio - 1.0) / 0.07) ** 2))
-    for _ in range(lesion["specks"]):
-        x, y = _grid(edge)
-        r, a = own.uniform(0, 0.7), own.uniform(0, 2 * np.pi)
-        d2 = (x - cx - rx * r * np.cos(a)) ** 2 + (y - cy - ry * r * np.sin(a)) ** 2
-        level = level + 16 * np.exp(-d2 / 0.006**2)
+    inside = _soft((1 - polar.ratio) / lesion["edge"])
+    target = -lesion["depth"] + (0.0 if lesion["cyst"] else lesion["rough"]) * lesion["grain"]
+    level = level + (target - level) * inside
+    level += lesion["halo"] * np.exp(-(((polar.ratio - 1.18) / 0.16) ** 2)) + lesion["rim"] * np.exp(-(((polar.ratio - 1) / 0.07) ** 2))
+    x, y = _grid(edge)
+    for _ in range(lesion["specks"]):  # microcalcifications
+        r, a = own.uniform(0, 0.7), own.uniform(0, 2 * math.pi)
+        level += 16 * np.exp(-((x - cx - rx * r * math.cos(a)) ** 2 + (y - cy - ry * r * math.sin(a)) ** 2) / 0.006**2)
     # attenuation is a property of the path: summed down the column, so that the shadow (or enhancement) has the lesion's width
     column = np.cumsum(inside, 0, dtype=np.float32) / (2 * ry * edge)
-    column = ndimage.gaussian_filter1d(column, max(1.0, 0.008 * edge), axis=1, mode="nearest")
-    loss = lesion["loss"] * column * (1 - inside * 0.6)
-    subtype = "cyst" if lesion["cyst"] else "mass"
-    return level, loss.astype(np.float32), polar.ratio < 1, lesion["depth"], subtype
+    column = ndimage.gaussian_filter1d(column, max(1.0, 0.008 * edge), axis=1, mode="nearest", truncate=3.0)
+    loss = loss * (1 - inside * lesion["cyst"]) + lesion["loss"] * column * (1 - inside * 0.6)
+    return level, loss, polar.ratio < 1, lesion["depth"], "cyst" if lesion["cyst"] else "mass"
 
 
 # --- mammogram ----------------------------------------------------------------------------------------------------------
@@ -543,7 +573,7 @@ def _mammogram(scene: Scene) -> list[Shot]:
             mass, pull, mask, conspicuity, subtype = _mass_insert(lesion, own, sx, sy, edge)
             px, py = px + pull[0], py + pull[1]
         sampled = _sampled(tissue, px, py)
-        gland = expit((sampled - 0.6 + 1.6 * (0.5 - dense)) / 0.5)
+        gland = _soft((sampled - 0.6 + 1.6 * (0.5 - dense)) / 0.5)
         density = sampled + (0.25 + 0.45 * gland) * _sampled(streaks, px, py) + 0.55 * _sampled(strands, px, py) + 0.4 * gland
         density = amplitude * density + tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5)
         if lesion is not None:
@@ -568,7 +598,7 @@ def _to_the_skin(grey: np.ndarray, skin: tuple, x: np.ndarray, y: np.ndarray) ->
     angle, distance, radius = skin
     cx, cy = 0.5 + (distance - radius) * np.cos(angle), 0.5 + (distance - radius) * np.sin(angle)
     depth = radius - np.hypot(x - cx, y - cy)  # towards the inside, in frames
-    inside = expit(depth / 0.006)
+    inside = _soft(depth / 0.006)
     thickness = 1 - 0.75 * np.exp(-np.clip(depth, 0, None) / 0.13)
     line = 0.1 * np.exp(-(((depth - 0.012) / 0.008) ** 2))
     return inside * (grey * thickness + line) + (1 - inside) * 0.03
@@ -600,7 +630,7 @@ def _mass_insert(lesion: dict, own: np.random.Generator, sx: float, sy: float, e
     rx, ry = lesion["rx"] * zoom, lesion["ry"] * zoom
     polar = _polar(edge, cx, cy, rx, ry, lesion["tilt"] + turn, lesion["outline"])
     # thickness of a lens-shaped body, its rim melting into the tissue
-    body = np.sqrt(np.clip(1 - (polar.ratio / 1.15) ** 2, 0, 1)) * expit((1 - polar.ratio) / lesion["soft"])
+    body = np.sqrt(np.clip(1 - (polar.ratio / 1.15) ** 2, 0, 1)) * _soft((1 - polar.ratio) / lesion["soft"])
     mass = lesion["contrast"] * body
     x, y = _grid(edge)
     dx, dy = x - np.float32(cx), y - np.float32(cy)
@@ -630,51 +660,47 @@ def _chest(scene: Scene) -> list[Shot]:
     """A frontal chest radiograph: attenuation of body, lungs, heart, spine, ribs and clavicles along parallel rays."""
     rng, edge, hard = scene.patient, scene.edge, scene.difficulty
     body = _chest_anatomy(rng)
-    vessels = _texture(rng, edge, slope=4.0, low=5, high=40, stretch=5.0)
-    tissue = _texture(rng, edge, slope=3.0, low=1)
+    vessels = _texture(rng, edge, slope=3.6, low=5, high=60, stretch=5.0)
+    tissue = _texture(rng, edge, slope=2.4, low=1.5)
     disease = _pneumonia(rng, hard, edge) if scene.label else None
-    haze = rng.uniform(0, 0.16)
+    film = CHEST_FILMS[scene.center]
     shots = []
     for own in scene.exposures():
-        shift = own.normal(0, 0.02, 2)
-        turn = own.normal(0, 0.012)
-        breath = own.normal(0, 0.02)
         x, y = _grid(edge)
-        gx = 2 * (x - 0.5) * (1 + 0.02 * own.normal()) - shift[0] + turn * (y - 0.5)
-        gy = y - shift[1] - turn * (x - 0.5) + 0 * x
-        parts = _chest_parts(body, gx, gy, breath, vessels)
-        lung = parts["lung"]
-        mask, conspicuity, subtype = None, 0.0, "normal"
-        opacity = 0.0
+        dx, dy = own.normal(0, 0.02), own.normal(0, 0.02)
+        zoom, turn = 1 + own.normal(0, 0.02), own.normal(0, 0.015)
+        gx = 2 * zoom * (x - 0.5) - dx + turn * (y - 0.5)
+        gy = zoom * (y - 0.5) + 0.5 - dy - turn * (x - 0.5)
+        parts = _chest_parts(body, gx, gy, own.normal(0, 0.015), vessels)
+        mask, conspicuity, subtype, opacity = None, 0.0, "normal", 0.0
         if disease is not None:
             opacity, mask, conspicuity, subtype = _pneumonia_insert(disease, body, parts, gx, gy, own)
-        air = lung * (1 - opacity)
-        density = parts["body"] * (0.66 + 0.03 * tissue) + parts["fixed"] - body["air"] * air * (1 - haze)
-        density = density + air * 0.11 * parts["vessels"] * body["vascular"] + lung * 0.02 * tissue
-        film = CHEST_FILMS[scene.center]
-        grey = film.grey + film.contrast * (density - 0.5)
-        grey = 1.02 * expit(4.2 * (grey - 0.52)) * parts["body"] + 0.02
+        air = parts["lung"] * (1 - opacity)
+        density = 0.62 + parts["fixed"] + 0.035 * tissue - air * (body["air"] - 0.11 * body["vascular"] * parts["vessels"])
+        grey = film.grey + film.contrast * (density - 0.55)
+        grey = np.where(grey > 0.8, 0.8 + 0.2 * np.tanh((grey - 0.8) * 4), grey) * parts["body"] + 0.02  # the film's shoulder
         grey = _blur(grey, film.blur * edge)
-        noise = film.noise * _between(0.6, 1.7, hard) * scene.factor**0.5
-        grey = grey + noise * np.sqrt(0.2 + np.clip(1 - grey, 0, 1)) * own.standard_normal((edge, edge), dtype=np.float32)
+        noise = film.noise * _between(0.6, 1.7, hard) * math.sqrt(scene.factor)
+        grey += noise * np.sqrt(0.2 + np.clip(1 - grey, 0, 1)) * own.standard_normal((edge, edge), dtype=np.float32)
         if scene.center == 0:
             _marker(grey, body["marker"])
         shots.append(Shot(np.clip(grey, 0, 1), mask, subtype, conspicuity))
     return shots
 
 
-CHEST_FILMS = (Film(0.0025, 0.014, 1.1, 0.52), Film(0.006, 0.03, 0.85, 0.55))
+CHEST_FILMS = (Film(0.0022, 0.012, 1.12, 0.50), Film(0.005, 0.026, 0.88, 0.53))
 
 
 def _chest_anatomy(rng: np.random.Generator) -> dict:
     return dict(
-        apex=rng.uniform(0.07, 0.14), base=rng.uniform(0.74, 0.84), wide=rng.uniform(0.68, 0.82), middle=rng.normal(0, 0.03), lean=rng.normal(0, 0.03),
-        heart=(rng.uniform(0.28, 0.4), rng.uniform(0.15, 0.2), rng.uniform(0.08, 0.14)), knob=rng.uniform(0.02, 0.06), dome=rng.uniform(0.07, 0.12),
-        lift=rng.uniform(0.0, 0.04), rib=rng.uniform(0.082, 0.1), phase=rng.uniform(0, 1), slant=rng.uniform(0.04, 0.12), bone=rng.uniform(0.07, 0.11),
-        front=rng.uniform(0.02, 0.05), clavicle=(rng.uniform(0.07, 0.12), rng.uniform(-0.06, 0.02)), spine=rng.uniform(0.08, 0.14), disc=rng.uniform(0.05, 0.062),
-        shoulder=rng.uniform(0.08, 0.16), bubble=rng.uniform(-0.1, 0.25), air=rng.uniform(0.42, 0.52), vascular=rng.uniform(0.7, 1.3),
-        marker=(rng.random() < 0.5, rng.uniform(0.04, 0.12), rng.uniform(0.04, 0.2)), wiggle=_curve(rng, 0.004, 4), arms=rng.uniform(0.86, 1.05),
-    )
+        apex=rng.uniform(0.09, 0.16), base=rng.uniform(0.74, 0.84), wide=rng.uniform(0.68, 0.82), middle=rng.normal(0, 0.03), lean=rng.normal(0, 0.03),
+        heart=rng.uniform(0.22, 0.4), knob=rng.uniform(0.0, 0.06),
+        dome=rng.uniform(0.06, 0.11), lift=rng.uniform(0.0, 0.035), rib=rng.uniform(0.072, 0.092), phase=rng.uniform(0, 1), slant=rng.uniform(0.0, 0.1),
+        bone=rng.uniform(0.15, 0.24), front=rng.uniform(0.04, 0.1), clavicle=(rng.uniform(0.02, 0.06), rng.uniform(-0.1, 0.0)), spine=rng.uniform(0.075, 0.11),
+        disc=rng.uniform(0.05, 0.062), shoulder=rng.uniform(-0.06, 0.04), bubble=rng.uniform(-0.1, 0.25), air=rng.uniform(0.3, 0.42), vascular=rng.uniform(0.7, 1.3),
+        marker=(rng.random() < 0.5, rng.uniform(0.02, 0.08), rng.uniform(0.04, 0.2)), wall=_curve(rng, 0.006, 4), arms=rng.uniform(0.86, 1.1),
+        blade=(rng.uniform(0.66, 0.8), rng.uniform(-0.25, 0.1)), belly=rng.uniform(0.1, 0.2),
+    )  # fmt: skip
 
 
 def _chest_parts(body: dict, gx: np.ndarray, gy: np.ndarray, breath: float, vessels: np.ndarray) -> dict:
@@ -682,53 +708,59 @@ def _chest_parts(body: dict, gx: np.ndarray, gy: np.ndarray, breath: float, vess
     u = gx - body["middle"] - body["lean"] * (gy - 0.5)
     side = np.abs(u)
     left = u > 0
-    base = body["base"] + breath + np.where(left, body["lift"], 0)
-    t = np.clip((gy - body["apex"]) / (base - body["apex"]), 0, 1.25)
-    wall = body["wide"] * (1 - np.clip(1 - t, 0, 1) ** 2.3) ** 0.62 + body["wiggle"](gy)
-    hx, hy, hc = body["heart"]
-    heart = np.hypot((u - hc) / hx, (gy - base + 0.13) / hy)
-    in_heart = expit((1 - heart) / 0.035)
-    vessel_stem = 0.13 + 0.05 * np.exp(-(((gy - 0.1) / 0.12) ** 2)) * 0.3 + np.where(left, body["knob"] * np.exp(-(((gy - 0.3) / 0.045) ** 2)), 0.02)
-    stem = expit((vessel_stem - side) / 0.018)
-    dome = base - body["dome"] * (1 - ((side - 0.38) / 0.46) ** 2)
-    above = expit((dome - gy) / 0.008)
-    lung = expit((wall - side) / 0.014) * above * (1 - np.maximum(in_heart, stem))
-    shoulder = expit((gy - body["shoulder"] + 0.16 * np.clip(1 - side / 0.95, 0, 1) ** 0.7 * 1.6 - 0.02) / 0.012)
-    neck = expit((0.24 - side) / 0.02)
-    torso = np.maximum(shoulder * expit((body["arms"] - side + 0.1 * (0.4 - gy)) / 0.012), neck)
-    # posterior ribs: one periodic function of how far a ray lies below the first rib
-    arch = body["slant"] * side - 0.1 * np.sqrt(np.clip(1 - (side / (body["wide"] + 0.06)) ** 2, 0, 1))
-    back = _rib((gy - arch) / body["rib"] + body["phase"], 0.21) * expit((wall + 0.05 - side) / 0.015) * expit((side - 0.06) / 0.02)
-    front_arch = 0.34 * (body["wide"] - side) + 0.05 * side
-    front = _rib((gy + front_arch) / (body["rib"] * 1.15) + 0.4 + body["phase"], 0.24) * expit((wall + 0.02 - side) / 0.02) * expit((side - 0.32) / 0.05)
-    caged = expit((gy - body["apex"] + 0.05) / 0.02) * expit((base + 0.1 - gy) / 0.05)
-    bones = caged * (body["bone"] * back + body["front"] * front)
-    edge_wall = 0.1 * np.exp(-(((side - wall - 0.03) / 0.05) ** 2)) * above
-    collar_y = body["clavicle"][0] + 0.05 + body["clavicle"][1] * side + 0.1 * (side - 0.45) ** 2
-    collar = _tube((gy - collar_y) / 0.022) * expit((side - 0.12) / 0.02) * expit((0.78 - side) / 0.04)
-    spine = expit((body["spine"] - side) / 0.012) * (0.09 + 0.05 * (np.cos(2 * np.pi * gy / body["disc"]) > -0.6))
-    windpipe = expit((0.045 - np.abs(u + 0.02)) / 0.012) * expit((0.33 - gy) / 0.02)
-    belly = (1 - above) * (1 - in_heart)
-    bubble = np.exp(-(((u - 0.42) / 0.2) ** 4) - ((gy - dome - 0.07) / 0.045) ** 4) * left
-    fixed = bones + edge_wall + 0.1 * collar + spine + 0.17 * in_heart + 0.06 * stem + 0.12 * belly - 0.1 * windpipe
-    fixed = fixed - max(body["bubble"], 0) * bubble
-    hilum_x, hilum_y = np.where(left, 0.17, -0.17), 0.44
-    from_hilum = np.hypot((u - hilum_x) * 0.6, gy - hilum_y)
-    turn = np.arctan2(gy - hilum_y, (u - hilum_x) * 0.6) / (2 * np.pi)
-    depth = np.log(from_hilum + 0.03) / 4
-    branch = _ridges(_sampled(vessels, depth + 0.37 * left, turn), 0.35)
-    tree = branch * np.exp(-from_hilum / 0.16) * 1.5 + 1.2 * np.exp(-((from_hilum / 0.06) ** 2))
-    return dict(lung=lung, body=torso, fixed=fixed, vessels=tree, branch=branch, base=base, side=side, u=u, left=left, wall=wall, dome=dome)
+    base = body["base"] + breath + np.where(left, np.float32(body["lift"]), np.float32(0))
+    t = np.clip((gy - body["apex"]) / (base - body["apex"]), 0, 1)
+    wall = body["wide"] * np.sqrt(1 - (1 - t) ** 2.2) + body["wall"](gy) - 0.03 * t**6
+    dome = base - body["dome"] * (1 - ((side - 0.4) / 0.44) ** 2)
+    above = _soft((dome - gy) * 130)
+    # the middle shadow: great vessels and spine above, the heart below, whose left border runs obliquely down to its apex
+    down = np.clip((gy - 0.33) / (base - 0.37), 0, 1.1)
+    belly_of_heart = np.where(left, body["heart"] * down**1.4 * (1.5 - 0.5 * down**4), 0.11 * np.exp(-(((gy - base + 0.15) / 0.14) ** 2)))
+    knob = np.where(left, body["knob"] * np.exp(-(((gy - 0.3) / 0.05) ** 2)), np.float32(0.0))
+    border = 0.12 + 0.07 * np.exp(-(((gy - 0.04) / 0.12) ** 2)) + knob + belly_of_heart
+    shadow = _soft((border - side) * 32)
+    heart = shadow * _soft((gy - 0.45) * 14)
+    lung = _soft((wall - side) * 70) * above * (1 - shadow)
+    shoulders = _soft((gy - body["shoulder"] - 0.2 * np.clip((side - 0.25) / 0.75, 0, 1.2) ** 1.6) * 80)
+    torso = np.maximum(shoulders * _soft((body["arms"] + 0.12 * (0.4 - gy) - side) * 80), _soft((0.26 - side) * 50))
+    # ribs: periodic functions of how far a ray lies below the first rib, behind (flat, strong) and in front (steep, faint)
+    bend = np.sqrt(np.clip(1 - (side / (body["wide"] + 0.1)) ** 2, 0, 1))
+    behind = (gy - body["slant"] * side + 0.17 * bend) / body["rib"] + body["phase"]
+    before = (gy + 0.36 * (body["wide"] - side) + 0.1 * bend) / (body["rib"] * 1.12) + 0.4 + body["phase"]
+    caged = _soft((gy - body["apex"] + 0.05) * 50) * _soft((base + 0.08 - gy) * 25)
+    bones = caged * (
+        body["bone"] * _rib(behind, 0.2) * _soft((wall + 0.05 - side) * 50) * _soft((side - 0.05) * 50)
+        + body["front"] * _rib(before, 0.23) * _soft((wall + 0.02 - side) * 50) * _soft((side - 0.3) * 20)
+    )
+    collar_y = body["apex"] + body["clavicle"][0] + body["clavicle"][1] * side + 0.12 * (side - 0.4) ** 2
+    collar = _tube((gy - collar_y) / 0.018) * _soft((side - 0.1) * 50) * _soft((0.8 - side) * 30)
+    blade_x = body["blade"][0] + body["blade"][1] * (gy - 0.3)
+    blade = _soft((side - blade_x) * 80) * _soft((0.46 - gy - 0.5 * (side - 0.7)) * 40) * _soft((gy - body["apex"] - 0.02) * 40)
+    head = _soft((1 - np.hypot((side - 1.0) / 0.17, (gy - body["apex"] - 0.03) / 0.09)) * 12)
+    spine = _soft((body["spine"] - side) * 80) * (0.07 + 0.04 * _soft(np.cos(gy * (2 * math.pi / body["disc"])) * 6 + 3))
+    edges = 0.05 * np.exp(-(((side - body["spine"]) / 0.016) ** 2))
+    windpipe = _soft((0.045 - np.abs(u + 0.015)) * 80) * _soft((0.34 - gy) * 50)
+    belly = (1 - above) * (1 - 0.5 * heart) * _soft((body["wide"] + 0.14 - side) * 25)
+    fixed = bones + 0.17 * collar + 0.06 * blade + 0.07 * head + spine + edges + 0.1 * heart + 0.11 * shadow + body["belly"] * belly
+    fixed += 0.07 * np.exp(-(((side - wall - 0.03) / 0.04) ** 2)) * above - 0.1 * windpipe - 0.1 * _soft((side - wall - 0.1) * 20)
+    if body["bubble"] > 0:  # air in the stomach
+        fixed -= body["bubble"] * np.exp(-(((u - 0.42) / 0.2) ** 4) - ((gy - dome - 0.075) / 0.045) ** 4)
+    hx = 0.5 * u - np.where(left, np.float32(0.085), np.float32(-0.085))
+    hy = gy - 0.44
+    from_hilum = np.hypot(hx, hy)
+    branch = _ridges(_sampled(vessels, np.log(from_hilum + 0.03) * 0.3 + 0.37 * left, np.arctan2(hy, hx) / np.float32(2 * math.pi)), 0.3)
+    tree = branch * np.exp(-from_hilum / 0.17) * 1.6 + 1.1 * np.exp(-((from_hilum / 0.055) ** 2))
+    return dict(lung=lung, body=torso, fixed=fixed, vessels=tree, branch=branch, u=u)
 
 
 def _rib(phase: np.ndarray, half: float) -> np.ndarray:
     """A rib's shadow as a function of its number: a tube, brighter along its cortex."""
-    off = np.abs((phase % 1) - 0.5)
-    return expit((half - off) / 0.03) * (0.55 + 0.45 * np.clip(off / half, 0, 1) ** 2)
+    off = np.abs(phase - np.floor(phase) - 0.5)
+    return _soft((half - off) * 40) * (0.5 + 0.5 * np.clip(off / half, 0, 1) ** 3)
 
 
 def _tube(off: np.ndarray) -> np.ndarray:
-    return expit((1 - np.abs(off)) / 0.12) * (0.6 + 0.4 * np.clip(np.abs(off), 0, 1) ** 2)
+    return _soft((1 - np.abs(off)) * 8) * (0.6 + 0.4 * np.clip(np.abs(off), 0, 1) ** 2)
 
 
 def _pneumonia(rng: np.random.Generator, hard: float, edge: int) -> dict:
@@ -761,12 +793,12 @@ def _pneumonia_insert(disease: dict, body: dict, parts: dict, gx: np.ndarray, gy
         if disease["kind"] == "perihilar":
             cx, cy = side * 0.26, 0.45
         away = np.hypot((u - cx) / rx, (gy - cy) / ry) / spread
-        blob = expit((1 - away + rough) / 0.16) * (u * side > 0)
+        blob = _soft((1 - away + rough) / 0.16) * (u * side > 0)
         if disease["kind"] == "lobar":  # a lobe ends at its fissure
             fissure = 0.5 + 0.05 * side + disease["fissure"] * (np.abs(u) - 0.4)
-            blob = blob * expit((fissure - gy if disease["upper"] else gy - fissure) / 0.012)
+            blob = blob * _soft((fissure - gy if disease["upper"] else gy - fissure) / 0.012)
             if not (blob * lung).max() > 0.3:  # it lay wholly on the other side of the fissure
-                blob = expit((1 - away + rough) / 0.16) * (u * side > 0)
+                blob = _soft((1 - away + rough) / 0.16) * (u * side > 0)
         filled = np.maximum(filled, blob)
     texture = np.clip(1 + 0.22 * disease["mottle"], 0.3, 1.5)
     bronchi = 1 - 0.45 * _ridges(parts["branch"] - 0.9, 0.25) * (disease["kind"] == "lobar")
