@@ -208,7 +208,7 @@ def _cuts(own: pd.DataFrame, block: pd.DataFrame) -> Mapping[tuple, float] | flo
     val = own[own["split"] == "val"]
     if val.empty:
         return 0.5
-    return {cell: roc.operating_point(_truth(part, block), _score(part, block), rule="youden").threshold
+    return {cell: roc.choose_threshold(_truth(part, block), _score(part, block), rule="youden")
             for cell, part in val.groupby(["seed", "fold"])}
 
 
