@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mstl import estimates, paths, planning, study, templates
+from mstl import estimates, paths, planning, study, studyfile, templates
 from mstl.errors import MstlError
 
 TARGET = "30_target"
@@ -363,13 +363,13 @@ def test_the_recipe_of_a_study_has_the_keys_and_values_of_the_recipe_that_trains
 
     from mstl import training
 
-    keys = planning.RecipeKeys.model_fields
+    keys = studyfile.RecipeKeys.model_fields
     assert set(keys) == {field.name for field in fields(training.Recipe)} - {"seed"}
     for name, allowed in training._CHOICES.items():
         for value in allowed:
-            assert planning.RecipeKeys.model_validate({name: value})
+            assert studyfile.RecipeKeys.model_validate({name: value})
         with pytest.raises(ValueError):
-            planning.RecipeKeys.model_validate({name: "other"})
+            studyfile.RecipeKeys.model_validate({name: "other"})
 
 
 def test_statistics_do_not_depend_on_training():
