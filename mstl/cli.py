@@ -15,7 +15,8 @@ import mstl
 from mstl.errors import MstlError
 
 #: Options of Snakemake that say which study is run, and where.
-_OURS = {"--config", "-C", "--configfile", "--directory", "-d", "--snakefile", "-s", "--cores", "-c", "--logger", "--workflow-profile"}
+_OURS = {"--config", "-C", "--configfile", "--directory", "-d", "--snakefile", "-s", "--cores", "-c", "--logger",
+         "--workflow-profile"}
 _MAIN = """\
 examples:
   mstl data list                       the data sets, what they are for and where they come from
@@ -46,12 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and given.action is not _run:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return given.action(given, rest) or 0
+        code = given.action(given, rest)
+        sys.stdout.flush()
+        return code
     except MstlError as error:
         if given.debug:
             raise
         print(f"mstl: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `mstl data list | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("mstl: interrupted; the same command continues.", file=sys.stderr)
         return 130
@@ -94,14 +100,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(given: argparse.Namespace, options: list[str]) -> int:
     from mstl import estimates, paths, planning
-    from mstl.execute import OWNER
+    from mstl.execute import OWNER, python_path
     from mstl.locks import Lock
     from mstl.study import THREADS
 
     if given.jobs < 1:
         raise MstlError(f"--jobs is the number of runs at a time, but is {given.jobs}: give 1 or more.")
     if taken := _OURS & {option.split("=")[0] for option in options}:
-        raise MstlError(f"The option {min(taken)} is set by mstl run itself: leave it out, or call Snakemake with workflow/Snakefile by hand.")
+        raise MstlError(f"The option {min(taken)} is set by mstl run itself: leave it out, or call Snakemake with "
+                        "workflow/Snakefile by hand.")
     study = planning.read_study(given.study)
     runs = planning.plan(study)
     planning.verify(runs)
@@ -113,8 +120,7 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
     with Lock(folder / ".lock").acquire(f"The study {study.name} ({folder})") as lock:
         print(f"{estimates.headline(cost, study, jobs=given.jobs)} Into {folder}.", flush=True)
         environment = os.environ | dict.fromkeys(THREADS, str(study.threads)) | {OWNER: f"{os.getpid()}@{platform.node()}"}
-        packages = [str(paths.share("workflow")), *([str(root)] if ((root := Path(mstl.__file__).parent.parent) / "pyproject.toml").is_file() else [])]
-        environment["PYTHONPATH"] = os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment["PYTHONPATH"] = python_path(paths.share("workflow"))  # the logger plug-in lies there
         began = time.monotonic()
         code = _call([
             sys.executable, "-m", "snakemake", "--snakefile", str(paths.share("workflow", "Snakefile")), "--directory", str(folder),
@@ -186,7 +192,8 @@ def _data_prepare(given: argparse.Namespace, _: list[str]) -> int:
 
     for name in given.names:
         data = datasets.load(name, size=given.size)
-        print(f"{data.name}: {len(data)} images of {data.size} px, {len(data.classes)} classes, {len(set(data.groups))} groups, hash {data.hash[:12]}")
+        print(f"{data.name}: {len(data)} images of {data.size} px, {len(data.classes)} classes, {len(set(data.groups))} groups, "
+              f"hash {data.hash[:12]}")
     return 0
 
 

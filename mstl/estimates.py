@@ -28,15 +28,16 @@ SPEED = {
 #: Images of the published sets; of prepared sets, own folders and phantoms the number is known exactly.
 IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 325, "mias-tissue": 322, "mias-whole": 322, "cells-brightfield": 5400,
           "cifar10": 17000, "bone-fracture": 1900}
-KERNEL = {"00_data": 6.0, "10_source": 9.0, "20_bridge": 9.0, "30_target": 9.0, "60_comparison": 8.0}  # start-up and figures, seconds
+#: Seconds of start-up, imports and figures.
+KERNEL = {"00_data": 6.0, "10_source": 9.0, "20_bridge": 9.0, "30_target": 9.0, "60_comparison": 8.0}
 READING = 3.0  # how much faster an image is read (validation, test) than trained on
 FROZEN = 2.5  # how much faster training is when only the head learns
 BETWEEN = 1.5  # seconds that Snakemake and papermill add to a run
 
 
 def estimate(study: Study, *, jobs: int = 2) -> pd.DataFrame:
-    """One row a run: ``run``, ``seconds``, ``disk_mb``, ``basis`` ("measured" or "estimated"), ``finished``, and ``ends``, the second
-    at which it would end when ``jobs`` runs go at a time and those that are finished are not done again."""
+    """One row a run: ``run``, ``seconds``, ``disk_mb``, ``basis`` ("measured" or "estimated"), ``finished``, and ``ends``, the
+    second at which it would end when ``jobs`` runs go at a time and those that are finished are not done again."""
     import pandas as pd
 
     runs = plan(study)
@@ -75,7 +76,8 @@ def _row(study: Study, run: PlannedRun) -> dict[str, Any]:
         before = json.loads((place / RECORD).read_text(encoding="utf-8"))
         if all(before["parameters"].get(key) == value for key, value in run.parameters.items()):
             seconds, basis = before["seconds"] + KERNEL["00_data"] / 2, "measured"
-    return {"run": run.path, "seconds": round(seconds + BETWEEN, 1), "disk_mb": round(_disk(run), 1), "basis": basis, "finished": finished}
+    return {"run": run.path, "seconds": round(seconds + BETWEEN, 1), "disk_mb": round(_disk(run), 1), "basis": basis,
+            "finished": finished}
 
 
 def _seconds(run: PlannedRun) -> float:
@@ -118,7 +120,8 @@ def images(name: str, options: Mapping[str, Any], size: int, classes: Sequence[s
         import pandas as pd
 
         rows = pd.read_csv(table, usecols=["label"])["label"]
-        return int(rows.isin([card.classes.index(c) for c in classes if c in card.classes]).sum()) if classes and card.classes else len(rows)
+        kept = [card.classes.index(name) for name in classes if name in card.classes]
+        return int(rows.isin(kept).sum()) if kept else len(rows)
     return int(options.get("n", card.options.get("n", IMAGES.get(name, 5000))))
 
 

@@ -59,6 +59,13 @@ def execute(stage: str, out: str, parameters: Mapping[str, Any]) -> Path:
     return out
 
 
+def python_path(*first: Path) -> str:
+    """``PYTHONPATH`` of a process that is to use this very package, with the folders ``first`` before all."""
+    checkout = Path(__file__).resolve().parent.parent
+    own = [checkout] if (checkout / "pyproject.toml").is_file() else []  # an installed package is found anyway
+    return os.pathsep.join(filter(None, [*map(str, [*first, *own]), os.environ.get("PYTHONPATH", "")]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mstl.execute", description=__doc__.split("\n")[0])
     parser.add_argument("stage", help="name of a stage notebook, e.g. 30_target")
@@ -111,12 +118,14 @@ def _papermill(template: Path, notebook: Path, parameters: dict[str, Any], stage
         raise MstlError(f"{error.ename}: {' '.join(str(error.evalue).split()) or 'no message'} (cell [{error.exec_count}] of "
                         f"{stage}): read {notebook}.") from error
     except DeadKernelError as error:
-        raise MstlError(f"The kernel of {stage} died, because it was stopped or memory ran out: close other programs, use fewer --jobs or a "
-                        f"smaller batch_size, and start it again (what ran is in {notebook}).") from error
+        raise MstlError(f"The kernel of {stage} died, because it was stopped or memory ran out: close other programs, use fewer "
+                        f"--jobs or a smaller batch_size, and start it again (what ran is in {notebook}).") from error
     except RuntimeError as error:
-        raise MstlError(f"The kernel of {stage} did not start ({error}): see whether `{sys.executable} -m ipykernel --version` works.") from error
+        raise MstlError(f"The kernel of {stage} did not start ({error}): see whether `{sys.executable} -m ipykernel --version` "
+                        "works.") from error
     except OSError as error:
-        raise MstlError(f"{stage} could not write {notebook} ({error.strerror or error}): make room there and start it again.") from error
+        raise MstlError(f"{stage} could not write {notebook} ({error.strerror or error}): make room there and start it "
+                        "again.") from error
 
 
 def _prepare(work: Path) -> None:
@@ -136,11 +145,10 @@ def _prepare(work: Path) -> None:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=ERROR"]
         kernel.write_text(json.dumps(get_kernel_dict() | {"argv": command}), encoding="utf-8")
     except OSError as error:
-        raise MstlError(f"The run could not write to {work} ({error.strerror or error}): make room there and start it again.") from error
+        raise MstlError(f"The run could not write to {work} ({error.strerror or error}): make room there and start it "
+                        "again.") from error
     os.environ["JUPYTER_PATH"] = os.pathsep.join(p for p in (str(work), os.environ.get("JUPYTER_PATH")) if p)
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "pyproject.toml").is_file():
-        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(checkout), os.environ.get("PYTHONPATH")) if p)
+    os.environ["PYTHONPATH"] = python_path()
 
 
 def _existing(folder: Path) -> Path:

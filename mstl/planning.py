@@ -38,7 +38,8 @@ def plan(study: Study) -> list[PlannedRun]:
     """The runs of a study in an order in which they can be executed, each after the runs that it needs."""
     common = {"study": study.name, "threads": study.threads, "image_size": study.image_size}
     runs = [_run("00_data", common | _shown(study), outputs=["metrics.json"])]
-    varied = [(name, variant, target.varied(variant)) for name, target in study.targets.items() for variant in ("", *target.variants)]
+    varied = [(name, variant, target.varied(variant)) for name, target in study.targets.items()
+              for variant in ("", *target.variants)]
     used = {arm for _, _, target in varied for arm in target.arms or study.arms}
     targets: list[PlannedRun] = []
     for lineage in study.lineages:
@@ -111,7 +112,9 @@ def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict
             "data": bridge.data, "options": bridge.options, "recipe": bridge.recipe.over(study.recipe).parameters(), "seeds": study.seeds}
 
 
-def _target(study: Study, lineage: Lineage, name: str, variant: str, target: Target, arm: str, bridge: Bridge | None) -> dict[str, Any]:
+def _target(
+    study: Study, lineage: Lineage, name: str, variant: str, target: Target, arm: str, bridge: Bridge | None,
+) -> dict[str, Any]:
     recipe = target.recipe.over(study.recipe).model_dump(exclude_none=True, exclude=TUNED)
     tuning = target.tuning or study.tuning
     if target.augmentation is not None:
@@ -137,7 +140,7 @@ def _same_scratch(before: list[PlannedRun], parameters: dict[str, Any]) -> list[
 
 def _comparison(study: Study) -> dict[str, Any]:
     return study.comparison.model_dump() | {
-        "study": study.name, "title": study.title, "titles": {name: target.title for name, target in study.targets.items() if target.title},
+        "study": study.name, "title": study.title, "titles": {name: each.title for name, each in study.targets.items() if each.title},
         "simulated": any(_simulated(target.data) for target in study.targets.values())}
 
 
@@ -161,6 +164,7 @@ def _simulated(name: str) -> bool:
 
 def _own_files(parameters: Mapping[str, Any]) -> list[Path]:
     """Files of the user's own that decide a run: weights, manifests, arrays."""
-    names = [parameters.get("source", ""), *([parameters["data"]] if isinstance(parameters.get("data"), str) else parameters.get("data", []))]
+    data = parameters.get("data", [])
+    names = [parameters.get("source", ""), *([data] if isinstance(data, str) else data)]
     places = [paths.home(name) for name in names if "/" in name]
     return [place / "manifest.csv" if (place / "manifest.csv").is_file() else place for place in places]

@@ -6,8 +6,8 @@ The first cell after the parameters is always::
     run = study.start("30_target", globals())
 
 A run writes into ``<run>/work/`` and moves its results into place at the end, ``run.json`` last: a run without
-``run.json`` is not finished, whatever else lies there. Study files are in :mod:`mstl.studyfile`, ``plan`` in :mod:`mstl.planning` and
-``estimate`` in :mod:`mstl.estimates`; these names are also found here.
+``run.json`` is not finished, whatever else lies there. Study files are in :mod:`mstl.studyfile`, ``plan`` in
+:mod:`mstl.planning` and ``estimate`` in :mod:`mstl.estimates`; these names are also found here.
 """
 
 from __future__ import annotations

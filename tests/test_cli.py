@@ -116,3 +116,9 @@ def test_an_interruption_ends_with_code_130(monkeypatch, capsys):
 
     monkeypatch.setattr(planning, "read_study", interrupted)
     assert cli.main(["run", "smoke"]) == 130 and "the same command continues" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback():
+    process = subprocess.Popen([sys.executable, "-m", "mstl.cli", "data", "list"], cwd=light.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 1 and process.stderr.read() == b""
