@@ -546,47 +546,50 @@ class Film(NamedTuple):
     grey: float
 
 
-FILMS = (Film(0.0022, 0.012, 1.15, 0.60), Film(0.0055, 0.026, 0.85, 0.64))
+FILMS = (Film(0.002, 0.007, 1.15, 0.60), Film(0.0045, 0.016, 0.85, 0.64))
 
 
 def _mammogram(scene: Scene) -> list[Shot]:
     """A region of a compressed breast: what a ray meets adds up, in power-law tissue with fibres, and a mass where there is one."""
     rng, edge, hard = scene.patient, scene.edge, scene.difficulty
-    direction = rng.uniform(0, np.pi)
-    tissue = _mammary_tissue(rng, edge, rng.uniform(2.9, 3.3))
-    streaks = _texture(rng, edge, slope=2.7, low=3, stretch=rng.uniform(2.5, 5), angle=round(direction, 1))
-    strands = _ridges(_texture(rng, edge, slope=5.5, low=2.5, high=30, stretch=rng.uniform(2, 3.5), angle=round(direction, 1)), rng.uniform(0.05, 0.1))
-    bend = [_texture(rng, edge, slope=6, low=1.5, high=6) for _ in range(2)]
-    dense = rng.uniform(0, 1)
-    amplitude = np.exp(rng.normal(-0.1, 0.25))
-    tilt = rng.normal(0, 0.6, 2)
-    skin = rng.random() < 0.3 and (rng.uniform(0, 2 * np.pi), rng.uniform(0.38, 0.62), rng.uniform(1.0, 2.0))
+    breast = _mammary_region(rng, edge)
+    bend = [0.03 * _texture(rng, edge, slope=6, low=1.5, high=6) for _ in range(2)]
+    tilt = rng.normal(0, 0.7), rng.normal(0, 0.7)
+    skin = (rng.uniform(0, 2 * math.pi), rng.uniform(0.38, 0.62), rng.uniform(1.0, 2.0)) if rng.random() < 0.25 else None
     lesion = _mass(rng, hard) if scene.label else None
+    film = FILMS[scene.center]
     x, y = _grid(edge)
     shots = []
     for own in scene.exposures():
-        sx, sy = own.normal(0, 0.03, 2)
-        px = x - sx + 0.03 * (bend[0] + 0.3 * own.normal())
-        py = y - sy + 0.03 * (bend[1] + 0.3 * own.normal())
-        mask, conspicuity, subtype = None, 0.0, "normal"
+        sx, sy, squeeze = own.normal(0, 0.03), own.normal(0, 0.03), 1 + own.normal(0, 0.3)
+        px, py = x - sx + squeeze * bend[0], y - sy + squeeze * bend[1]
+        mask, conspicuity, subtype, mass = None, 0.0, "normal", 0.0
         if lesion is not None:
             mass, pull, mask, conspicuity, subtype = _mass_insert(lesion, own, sx, sy, edge)
             px, py = px + pull[0], py + pull[1]
-        sampled = _sampled(tissue, px, py)
-        gland = _soft((sampled - 0.6 + 1.6 * (0.5 - dense)) / 0.5)
-        density = sampled + (0.25 + 0.45 * gland) * _sampled(streaks, px, py) + 0.55 * _sampled(strands, px, py) + 0.4 * gland
-        density = amplitude * density + tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5)
-        if lesion is not None:
-            density = density + mass
-        film = FILMS[scene.center]
-        grey = film.grey + 0.06 * film.contrast * density + own.normal(0, 0.02)
+        density = _sampled(breast, px, py) + tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5) + mass
+        grey = film.grey + 0.058 * film.contrast * density + own.normal(0, 0.03)
         if skin:
             grey = _to_the_skin(grey, skin, x - sx, y - sy)
         grey = _blur(grey, film.blur * edge)
-        noise = film.noise * _between(0.6, 1.6, hard) * max(1.0, edge / 256) * scene.factor**0.5
-        grey = grey + noise * np.sqrt(np.clip(1.2 - grey, 0.1, None)) * own.standard_normal((edge, edge), dtype=np.float32)
+        noise = film.noise * _between(0.6, 1.6, hard) * math.sqrt(scene.factor)
+        grey += noise * np.sqrt(np.clip(1.2 - grey, 0.1, None)) * own.standard_normal((edge, edge), dtype=np.float32)
         shots.append(Shot(np.clip(grey, 0, 1), mask, subtype, conspicuity))
     return shots
+
+
+def _mammary_region(rng: np.random.Generator, edge: int) -> np.ndarray:
+    """Density (edge, edge, periodic): parenchyma, denser and streakier where it is glandular, and strands of connective tissue."""
+    direction = round(rng.uniform(0, math.pi), 1)
+    tissue = _mammary_tissue(rng, edge, rng.uniform(2.9, 3.3))
+    streaks = _texture(rng, edge, slope=2.7, low=3, stretch=round(rng.uniform(2.5, 5), 1), angle=direction)
+    strands = sum(
+        _ridges(_texture(rng, edge, slope=5, low=low, high=40, stretch=round(rng.uniform(2, 4), 1), angle=direction), rng.uniform(0.03, 0.06))
+        for low in (2.5, 6)
+    )
+    gland = _soft((tissue - 0.6 + 1.6 * (0.5 - rng.uniform(0, 1))) * 2)
+    thin = _soft(2 * _texture(rng, edge, slope=4, low=1.5))  # strands come and go
+    return math.exp(rng.normal(-0.15, 0.25)) * (tissue + (0.2 + 0.4 * gland) * streaks + 1.3 * strands * thin + 0.5 * gland)
 
 
 def _mammary_tissue(rng: np.random.Generator, edge: int, beta: float) -> np.ndarray:
@@ -596,58 +599,55 @@ def _mammary_tissue(rng: np.random.Generator, edge: int, beta: float) -> np.ndar
 
 def _to_the_skin(grey: np.ndarray, skin: tuple, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     angle, distance, radius = skin
-    cx, cy = 0.5 + (distance - radius) * np.cos(angle), 0.5 + (distance - radius) * np.sin(angle)
+    cx, cy = 0.5 + (distance - radius) * math.cos(angle), 0.5 + (distance - radius) * math.sin(angle)
     depth = radius - np.hypot(x - cx, y - cy)  # towards the inside, in frames
-    inside = _soft(depth / 0.006)
-    thickness = 1 - 0.75 * np.exp(-np.clip(depth, 0, None) / 0.13)
-    line = 0.1 * np.exp(-(((depth - 0.012) / 0.008) ** 2))
+    inside = _soft(depth / 0.008)
+    thickness = 1 - 0.8 * np.exp(-np.clip(depth, 0, None) / 0.12)
+    line = 0.06 * np.exp(-(((depth - 0.012) / 0.008) ** 2))
     return inside * (grey * thickness + line) + (1 - inside) * 0.03
 
 
 def _mass(rng: np.random.Generator, hard: float) -> dict:
-    kind = rng.choice(["round", "lobed", "spiculated"], p=[0.3, 0.25, 0.45])
+    kind = str(rng.choice(["round", "lobed", "spiculated"], p=[0.3, 0.25, 0.45]))
     size = rng.uniform(0.09, 0.2) * _between(1.15, 0.85, hard)
-    ratio = np.exp(rng.normal(0, 0.16))
+    ratio = math.exp(rng.normal(0, 0.16))
     spicules = 0 if kind == "round" else int(rng.integers(2, 6)) if kind == "lobed" else int(rng.integers(12, 26))
     return dict(
-        kind=str(kind), x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7), rx=size * ratio, ry=size / ratio, tilt=rng.uniform(0, np.pi),
+        kind=kind, x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7), rx=size * ratio, ry=size / ratio, tilt=rng.uniform(0, math.pi),
         outline=_outline(rng, {"round": 0.05, "lobed": 0.13, "spiculated": 0.16}[kind], 4 if kind == "round" else 9),
         soft=rng.uniform(0.06, 0.2) if kind != "spiculated" else rng.uniform(0.15, 0.35),
         contrast=rng.uniform(1.6, 3.2) * _between(1.6, 0.5, hard), pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
         spicules=np.column_stack([
             rng.uniform(0, 2 * np.pi, spicules), rng.normal(0, 0.25, spicules), rng.uniform(0.4, 1.6, spicules), rng.uniform(0.3, 1, spicules),
             rng.uniform(0.006, 0.012, spicules),
-        ]),
+        ]).tolist(),
         calcifications=int(rng.poisson(5)) if rng.random() < 0.3 else 0,
-    )
+    )  # fmt: skip
 
 
 def _mass_insert(lesion: dict, own: np.random.Generator, sx: float, sy: float, edge: int):
     """What the mass adds to the density, how it draws the tissue in (in frames), its mask."""
-    turn = own.normal(0, 0.1)
-    zoom = np.exp(own.normal(0, 0.04))
-    cx, cy = lesion["x"] + sx, lesion["y"] + sy
-    rx, ry = lesion["rx"] * zoom, lesion["ry"] * zoom
+    turn, zoom = own.normal(0, 0.1), math.exp(own.normal(0, 0.04))
+    cx, cy, rx, ry = lesion["x"] + sx, lesion["y"] + sy, lesion["rx"] * zoom, lesion["ry"] * zoom
     polar = _polar(edge, cx, cy, rx, ry, lesion["tilt"] + turn, lesion["outline"])
     # thickness of a lens-shaped body, its rim melting into the tissue
     body = np.sqrt(np.clip(1 - (polar.ratio / 1.15) ** 2, 0, 1)) * _soft((1 - polar.ratio) / lesion["soft"])
     mass = lesion["contrast"] * body
     x, y = _grid(edge)
-    dx, dy = x - np.float32(cx), y - np.float32(cy)
+    dx, dy, size = x - cx, y - cy, math.sqrt(rx * ry)
     reach = np.hypot(dx, dy)
-    size = np.sqrt(rx * ry)
     if len(lesion["spicules"]):
         rows, cols = np.nonzero(reach < 2.8 * size)
         r, theta = reach[rows, cols], np.arctan2(dy[rows, 0], dx[0, cols])
         lines = np.zeros(len(r), np.float32)
         for angle, curl, length, strength, width in lesion["spicules"]:
             far = (r / size - 0.7) / length
-            off = np.abs((theta - angle - turn - curl * (r / size - 1) + np.pi) % (2 * np.pi) - np.pi) * r
+            off = np.abs((theta - angle - turn - curl * (r / size - 1) + math.pi) % (2 * math.pi) - math.pi) * r
             lines += strength * np.exp(-((off / (width * (1.1 - 0.6 * np.clip(far, 0, 1)))) ** 2)) * np.clip(1 - far, 0, 1) * (far > 0)
         mass[rows, cols] += 0.6 * lesion["contrast"] * lines
     for _ in range(lesion["calcifications"]):
-        r, a = own.uniform(0, 0.9), own.uniform(0, 2 * np.pi)
-        d2 = (dx - rx * r * np.cos(a)) ** 2 + (dy - ry * r * np.sin(a)) ** 2
+        r, a = own.uniform(0, 0.9), own.uniform(0, 2 * math.pi)
+        d2 = (dx - rx * r * math.cos(a)) ** 2 + (dy - ry * r * math.sin(a)) ** 2
         mass += own.uniform(1.5, 4) * np.exp(-d2 / 0.006**2)
     drawn = lesion["pull"] * np.exp(-((reach / (2.2 * size)) ** 2)) / (reach + 0.3 * size)
     return mass, (dx * drawn, dy * drawn), polar.ratio < 1, lesion["contrast"], lesion["kind"]
@@ -688,7 +688,7 @@ def _chest(scene: Scene) -> list[Shot]:
     return shots
 
 
-CHEST_FILMS = (Film(0.0022, 0.012, 1.12, 0.50), Film(0.005, 0.026, 0.88, 0.53))
+CHEST_FILMS = (Film(0.0018, 0.012, 1.15, 0.45), Film(0.0045, 0.024, 0.9, 0.48))
 
 
 def _chest_anatomy(rng: np.random.Generator) -> dict:
@@ -862,7 +862,7 @@ LINES = (
 )
 
 
-def _line(label: int, classes: int, difficulty: float) -> Line:
+def _line(label: int, difficulty: float) -> Line:
     """The line's mean parameters: an archetype, or a point between two; drawn towards the mean of all lines as it gets harder."""
     table = np.array(LINES)
     if label < len(LINES):
@@ -870,124 +870,147 @@ def _line(label: int, classes: int, difficulty: float) -> Line:
     else:
         rng = np.random.default_rng([77, label])
         a, b = rng.choice(len(LINES), 2, replace=False)
-        share = rng.uniform(0.3, 0.7)
-        own = (table[a] * share + table[b] * (1 - share)) * np.exp(rng.normal(0, 0.15, table.shape[1]))
+        share = rng.uniform(0.25, 0.75)
+        own = (table[a] * share + table[b] * (1 - share)) * np.exp(rng.normal(0, 0.2, table.shape[1]))
     pull = _between(0.0, 0.72, difficulty)
-    return Line(*np.where(np.arange(table.shape[1]) == 0, np.exp((1 - pull) * np.log(own) + pull * np.log(table).mean(0)) if (own > 0).all() and (table > 0).all() else (1 - pull) * own + pull * table.mean(0), (1 - pull) * own + pull * table.mean(0)))
+    return Line(*((1 - pull) * own + pull * table.mean(0)))
 
 
-MICROSCOPES = ((0.9, 0.010, 1.0, 0.39), (1.35, 0.022, 0.75, 0.43))  # defocus, noise, contrast, grey
+class Microscope(NamedTuple):
+    defocus: float
+    noise: float
+    contrast: float
+    grey: float
+
+
+MICROSCOPES = (Microscope(0.85, 0.010, 1.0, 0.39), Microscope(1.3, 0.022, 0.75, 0.43))
 
 
 def _cells(scene: Scene) -> list[Shot]:
     """Brightfield: cells are phase objects; a little out of focus, phase becomes contrast with a halo (weak-object transfer function)."""
     rng, edge, hard = scene.patient, scene.edge, scene.difficulty
-    line = _line(scene.label, 0, hard)
-    jitter = np.exp(rng.normal(0, _between(0.06, 0.16, hard), len(line)))
-    line = Line(*(np.array(line) * jitter))
-    area = np.pi / 4 * line.diameter**2
-    count = max(2, int(rng.poisson(min(line.cover, 0.95) * 1.35 / area)))
-    cells = _cell_table(rng, line, count)
-    granules = _texture(rng, edge, slope=1.0, low=30, high=0.45 * edge if edge < 200 else 90)
-    folds = _texture(rng, edge, slope=3.0, low=10, high=60)
-    debris = rng.uniform(0, 1, (int(rng.poisson(5)), 2)), rng.uniform(0.004, 0.01)
-    lamp = rng.normal(0, 1, 3) * (0.04, 0.04, 0.05)
-    focus = np.exp(rng.normal(0, 0.12))
-    shots = []
+    line = Line(*(np.array(_line(scene.label, hard)) * np.exp(rng.normal(0, _between(0.06, 0.16, hard), len(Line._fields)))).tolist())
+    cells = _population(rng, line)
+    granules = _texture(rng, edge, slope=1.0, low=24, high=56)
+    folds = _texture(rng, edge, slope=3.0, low=8, high=40)
+    inner = 1 + 0.22 * line.grain * granules + 0.16 * math.sqrt(line.grain) * folds
+    debris = [(*rng.uniform(0, 1, 2).tolist(), rng.uniform(0.004, 0.01)) for _ in range(rng.poisson(5))]
+    lamp = rng.normal(0, 0.05, 3).tolist()
+    focus = math.exp(rng.normal(0, 0.12))
+    scope = MICROSCOPES[scene.center]
     x, y = _grid(edge)
+    light = 1 + lamp[0] * (x - 0.5) + lamp[1] * (y - 0.5) + lamp[2] * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
+    shots = []
     for own in scene.exposures():
-        moved = cells.copy()
-        moved[:, :2] += own.normal(0, 0.012, (len(cells), 2)) + own.normal(0, 0.006, 2)
-        moved[:, 4] += own.normal(0, 0.12, len(cells))
-        moved[:, 2:4] *= np.exp(own.normal(0, 0.04, (len(cells), 2)))
-        height = _cell_heights(moved, line, edge)
-        phase = height * (1 + 0.32 * line.grain * granules + 0.12 * folds * np.sqrt(line.grain))
-        for (px, py) in debris[0]:
-            phase = phase + 0.8 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / debris[1] ** 2)
-        defocus, noise, contrast, grey = MICROSCOPES[scene.center]
-        image = _defocused(phase, defocus * focus * np.exp(own.normal(0, 0.06)))
-        light = 1 + lamp[0] * (x - 0.5) + lamp[1] * (y - 0.5) + lamp[2] * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-        image = grey * light * (1 + contrast * _between(1.15, 0.75, hard) * image)
-        image = image + noise * _between(0.6, 1.8, hard) * scene.factor**0.5 * own.standard_normal((edge, edge), dtype=np.float32)
-        shots.append(Shot(np.clip(image, 0, 1), None, "line", 0.0))
+        phase = _thickness([cell.later(own) for cell in cells], edge) * inner
+        for px, py, radius in debris:
+            phase += 0.8 * np.exp(((x - px) ** 2 + (y - py) ** 2) / -(radius**2))
+        contrast = _defocused(phase, scope.defocus * focus * math.exp(own.normal(0, 0.06)))
+        image = scope.grey * light * (1 + scope.contrast * _between(1.7, 1.1, hard) * contrast)
+        noise = scope.noise * _between(0.6, 1.8, hard) * math.sqrt(scene.factor)
+        image += noise * own.standard_normal((edge, edge), dtype=np.float32)
+        shots.append(Shot(np.clip(image, 0, 1), None, "field", 0.0))
     return shots
 
 
-def _cell_table(rng: np.random.Generator, line: Line, count: int) -> np.ndarray:
-    """One row a cell: x, y, half length, half width, angle, phase, rounded (0 or 1), seed of its outline."""
+_TURNS = 64
+
+
+class Cell(NamedTuple):
+    """Place, half length and half width (frames), angle, phase (radians), rounded up or spread, its outline's radius at 64 angles, the
+    nucleus (place in units of the cell, contrast), vacuoles (places)."""
+
+    x: float
+    y: float
+    a: float
+    b: float
+    angle: float
+    phase: float
+    rounded: bool
+    radius: np.ndarray
+    nucleus: tuple[float, float, float]
+    vacuoles: list[tuple[float, float]]
+
+    def later(self, own: np.random.Generator) -> Cell:
+        """The same cell some hours later: it crept, turned and changed a little."""
+        dx, dy, turn, da, db = (own.standard_normal(5) * (0.008, 0.008, 0.1, 0.04, 0.04)).tolist()
+        return self._replace(x=self.x + dx, y=self.y + dy, angle=self.angle + turn, a=self.a * math.exp(da), b=self.b * math.exp(db))
+
+
+def _population(rng: np.random.Generator, line: Line) -> list[Cell]:
+    count = max(2, int(rng.poisson(min(line.cover, 0.95) * 1.35 / (math.pi / 4 * line.diameter**2))))
     seeds = rng.uniform(-0.1, 1.1, (count * 3, 2))
-    if rng.random() < line.islands:  # grow islands around a few places
-        middle = rng.uniform(0, 1, (max(1, int(rng.integers(1, 4))), 2))
+    if rng.random() < line.islands:  # islands grow around a few places
+        middle = rng.uniform(0, 1, (int(rng.integers(1, 4)), 2))
         near = np.min(np.hypot(*(seeds[:, None] - middle[None]).transpose(2, 0, 1)), 1)
         seeds = seeds[np.argsort(near + rng.normal(0, 0.08, len(near)), kind="stable")]
-    kept = []
-    apart = 0.72 * line.diameter / np.sqrt(max(line.length, 1)) ** 0.5
-    for point in seeds:
-        if len(kept) == count:
-            break
-        if not kept or np.min(np.hypot(*(np.array(kept) - point).T)) > apart:
-            kept.append(point)
-    xy = np.array(kept)
-    m = len(xy)
-    rounded = rng.random(m) < line.rounded
-    area = line.diameter * np.exp(rng.normal(0, 0.14, m)) / 2
-    stretch = np.where(rounded, 1.0, np.maximum(1, line.length * np.exp(rng.normal(0, 0.25, m))))
-    area = np.where(rounded, np.minimum(area, 0.062) * 0.85, area)
-    main = rng.uniform(0, np.pi)
-    angle = np.where(rng.random(m) < 0.6, main + rng.normal(0, 0.35, m), rng.uniform(0, np.pi, m))
-    phase = np.where(rounded, np.maximum(line.phase * 1.4, 2.2), line.phase) * np.exp(rng.normal(0, 0.15, m))
-    return np.column_stack([xy, area * np.sqrt(stretch), area / np.sqrt(stretch), angle, phase, rounded, rng.uniform(0, 1, m)]).astype(np.float64)
+    apart = 0.72 * line.diameter / max(line.length, 1) ** 0.25
+    free = np.hypot(*(seeds[:, None] - seeds[None]).transpose(2, 0, 1)) > apart
+    kept: list[int] = []
+    for i in range(len(seeds)):
+        if len(kept) < count and free[i, kept].all():
+            kept.append(i)
+    main = rng.uniform(0, math.pi)  # spread cells lie along each other
+    return [_cell(rng, line, x, y, main) for x, y in seeds[kept].tolist()]
 
 
-def _cell_heights(cells: np.ndarray, line: Line, edge: int) -> np.ndarray:
+def _cell(rng: np.random.Generator, line: Line, x: float, y: float, main: float) -> Cell:
+    rounded = rng.random() < line.rounded
+    half = line.diameter * math.exp(rng.normal(0, 0.14)) / 2
+    if rounded:
+        half, stretch, phase = 0.85 * min(half, 0.062), 1.0, max(1.4 * line.phase, 2.2)
+    else:
+        stretch, phase = max(1.0, line.length * math.exp(rng.normal(0, 0.25))), line.phase
+    angle = rng.normal(main, 0.35) if rng.random() < 0.6 else rng.uniform(0, math.pi)
+    radius = _outline(rng, 0.02 if rounded else 1.3 * line.rough, 7, 0.7)[:: _ANGLES // _TURNS]
+    theta = np.arange(_TURNS) * (2 * math.pi / _TURNS)
+    for _ in range(0 if rounded else rng.poisson(line.arms * 3.5)):
+        turn = (theta - rng.uniform(0, 2 * math.pi) + math.pi) % (2 * math.pi) - math.pi
+        radius = radius + rng.uniform(0.5, 1.4) * np.exp(-((turn / 0.22) ** 2))
+    return Cell(
+        x, y, half * math.sqrt(stretch), half / math.sqrt(stretch), angle, phase * math.exp(rng.normal(0, 0.15)), rounded,
+        radius.astype(np.float32), (*rng.uniform(-0.15, 0.15, 2).tolist(), 0.0 if rounded else line.nucleus),
+        rng.uniform(-0.55, 0.55, (rng.poisson(3 * line.vacuoles), 2)).tolist(),
+    )  # fmt: skip
+
+
+def _thickness(cells: list[Cell], edge: int) -> np.ndarray:
     """Optical thickness (edge, edge) in radians: every cell in a patch of its own, where cells meet the higher one."""
     height = np.zeros((edge, edge), np.float32)
-    theta = np.arange(64) * 2 * np.pi / 64
-    for x, y, a, b, angle, phase, rounded, seed in cells:
-        rng = np.random.default_rng(int(seed * 2**40))
-        k = np.arange(2, 8)
-        wave = (rng.standard_normal(6) / k) @ np.cos(k[:, None] * theta + rng.uniform(0, 6.28, (6, 1)))
-        radius = np.exp((0.03 if rounded else 2.2 * line.rough) * wave)
-        if not rounded:
-            for _ in range(rng.poisson(line.arms * 3.5)):
-                turn = (theta - rng.uniform(0, 2 * np.pi) + np.pi) % (2 * np.pi) - np.pi
-                radius = radius + rng.uniform(0.5, 1.4) * np.exp(-((turn / 0.22) ** 2))
-        reach = a * radius.max() * 1.05
+    gx, gy = _grid(edge)
+    for x, y, a, b, angle, phase, rounded, radius, (nx, ny, nucleus), vacuoles in cells:
+        reach = a * float(radius.max()) * 1.05
         x0, x1 = max(0, int((x - reach) * edge)), min(edge, int((x + reach) * edge) + 2)
         y0, y1 = max(0, int((y - reach) * edge)), min(edge, int((y + reach) * edge) + 2)
         if x0 >= x1 or y0 >= y1:
             continue
-        dx = ((np.arange(x0, x1, dtype=np.float32) + 0.5) / edge - x)[None, :]
-        dy = ((np.arange(y0, y1, dtype=np.float32) + 0.5) / edge - y)[:, None]
-        u = (dx * np.cos(angle) + dy * np.sin(angle)) / a
-        v = (dy * np.cos(angle) - dx * np.sin(angle)) / b
-        where = (np.arctan2(v, u) * (64 / (2 * np.pi))).astype(np.intp) % 64
-        ratio2 = (u * u + v * v) / (radius[where] ** 2)
-        dome = np.clip(1 - ratio2, 0, 1)
-        cap = np.sqrt(dome) if rounded else dome**0.6 * 0.7 + 0.3 * (dome > 0)
-        shape = phase * cap
-        if not rounded:
-            nx, ny = rng.uniform(-0.15, 0.15, 2)
-            d2 = ((u - nx) * a) ** 2 + ((v - ny) * b) ** 2
-            nr = 0.42 * b
-            shape = shape + phase * 0.7 * line.nucleus * (np.exp(-((d2 / nr**2) ** 2)) + 0.5 * np.exp(-d2 / (0.3 * nr) ** 2)) * (dome > 0)
-        for _ in range(rng.poisson(3 * line.vacuoles)):
-            vx, vy = rng.uniform(-0.55, 0.55, 2)
-            d2 = ((u - vx) * a) ** 2 + ((v - vy) * b) ** 2
-            shape = shape - 0.6 * phase * np.exp(-d2 / (0.18 * b) ** 2) * (dome > 0)
+        dx, dy = gx[:, x0:x1] - x, gy[y0:y1] - y
+        cos, sin = math.cos(angle), math.sin(angle)
+        u, v = (dx * cos + dy * sin) / a, (dy * cos - dx * sin) / b
+        where = (np.arctan2(v, u) * (_TURNS / (2 * math.pi))).astype(np.int32) % _TURNS
+        dome = np.maximum(1 - (u * u + v * v) / (radius * radius)[where], 0)
+        inside = dome > 0
+        shape = np.sqrt(dome) if rounded else 0.3 * inside + 0.7 * dome**0.6
+        if nucleus > 0:
+            d2 = (((u - nx) * (a / b)) ** 2 + (v - ny) ** 2) / 0.42**2
+            shape += 0.7 * nucleus * inside * (np.exp(-d2 * d2) + 0.5 * np.exp(d2 / -0.09))
+        for vx, vy in vacuoles:
+            shape -= 0.6 * inside * np.exp((((u - vx) * (a / b)) ** 2 + (v - vy) ** 2) / -(0.18**2))
         part = height[y0:y1, x0:x1]
-        np.maximum(part, shape, out=part)
+        np.maximum(part, phase * shape, out=part)
     return height
 
 
 def _defocused(phase: np.ndarray, defocus: float) -> np.ndarray:
-    """Relative contrast of a weak phase object: its spectrum times 2 sin(defocus · f²) under the envelope of partial coherence."""
+    """Relative contrast of a weak phase object: its spectrum times sin(defocus · f²) under the envelope of partial coherence."""
     edge = phase.shape[0]
-    fx, fy = _waves(edge)
-    f2 = (fx**2 + fy**2) / 32.0**2
+    pad = max(edge // 16, 4)  # mirrored, else the Fourier transform lets one side's cells ring on the other
+    wide = fft.rfft2(np.pad(phase, pad, mode="symmetric"))
+    fx, fy = _waves(edge + 2 * pad)
+    f2 = (fx**2 + fy**2) * (edge / (edge + 2 * pad) / 24.0) ** 2
     transfer = -np.sin(0.9 * defocus * f2) * np.exp(-0.35 * defocus * f2) - 0.03
     transfer[0, 0] = 0
-    return fft.irfft2(fft.rfft2(phase.astype(np.float32)) * transfer, s=phase.shape)
+    return fft.irfft2(wide * transfer, s=(edge + 2 * pad, edge + 2 * pad))[pad:-pad, pad:-pad]
 
 
 # --- fractals -----------------------------------------------------------------------------------------------------------
@@ -1010,7 +1033,7 @@ def _system(label: int) -> System:
     while True:
         count = int(rng.integers(2, 6))
         system = _random_system(rng, count)
-        points = _orbit(rng, system, chains=400, steps=45)
+        points, _ = _orbit(rng, system, chains=400, steps=45)
         if np.isfinite(points).all() and _filling(points) >= FILLING:
             return system
 
@@ -1038,27 +1061,22 @@ def _with_chances(maps: np.ndarray) -> System:
     return System(maps, size / size.sum())
 
 
-def _orbit(rng: np.random.Generator, system: System, chains: int, steps: int, burn: int = 15) -> np.ndarray:
-    """Points (steps − burn, chains, 3): x, y and the number of the last map, by the chaos game of many chains at once."""
-    point = np.zeros((chains, 2))
-    out = np.empty((steps - burn, chains, 3), np.float32)
-    bounds = np.cumsum(system.chances)[:-1]
-    for step in range(steps):
-        pick = np.searchsorted(bounds, rng.random(chains, dtype=np.float32))
-        m = system.maps[pick]
-        point = np.stack([m[:, 0, 0] * point[:, 0] + m[:, 0, 1] * point[:, 1] + m[:, 0, 2],
-                          m[:, 1, 0] * point[:, 0] + m[:, 1, 1] * point[:, 1] + m[:, 1, 2]], 1)
-        if step >= burn:
-            out[step - burn, :, :2], out[step - burn, :, 2] = point, pick
-    return out
+def _orbit(rng: np.random.Generator, system: System, chains: int, steps: int, burn: int = 15) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) and the number of the last map of each (n,), by the chaos game of many chains at once; n = (steps − burn) · chains."""
+    pick = np.searchsorted(np.cumsum(system.chances)[:-1], rng.random((steps, chains), dtype=np.float32))
+    a, b, c, d, e, f = system.maps.reshape(-1, 6).T.astype(np.float32)[:, pick]
+    x = y = np.zeros(chains, np.float32)
+    points = np.empty((steps, 2, chains), np.float32)
+    for k in range(steps):
+        x, y = a[k] * x + b[k] * y + c[k], d[k] * x + e[k] * y + f[k]
+        points[k] = x, y
+    return points[burn:].transpose(0, 2, 1).reshape(-1, 2), pick[burn:].reshape(-1)
 
 
 def _framed(points: np.ndarray) -> np.ndarray:
-    """x and y (n, 2), scaled to 0…1 by the box that holds 98 % of the points."""
-    xy = points[..., :2].reshape(-1, 2)
-    low, high = np.percentile(xy[:: max(1, len(xy) // 4000)], [1, 99], axis=0)
-    middle, span = (low + high) / 2, np.max(high - low) * 1.12 + 1e-6
-    return (xy - middle) / span + 0.5
+    """`points` (n, 2) scaled to 0…1 by the square that holds 98 % of them."""
+    low, high = np.percentile(points[:: max(1, len(points) // 2000)], [1, 99], axis=0).astype(np.float32)
+    return (points - (low + high) / 2) / (np.max(high - low) * np.float32(1.12) + np.float32(1e-6)) + np.float32(0.5)
 
 
 def _filling(points: np.ndarray) -> float:
@@ -1078,18 +1096,17 @@ def _fractals(scene: Scene) -> list[Shot]:
             break
     else:
         maps = system.maps
-    density = edge * edge * 3
-    points = _orbit(rng, _with_chances(maps), chains=density // 40, steps=55)
-    xy = _framed(points) - 0.5
+    points, last = _orbit(rng, _with_chances(maps), chains=edge * edge // 16, steps=55)
     angle = rng.uniform(-1, 1) * _between(0.2, 1.2, hard)
-    xy = xy @ _rotations(np.array([angle]))[0].T * rng.uniform(0.75, 1.05) + 0.5 + rng.normal(0, 0.03, 2)
-    ij = np.floor(xy * edge).astype(np.intp)
-    inside = ((ij >= 0) & (ij < edge)).all(1)
-    flat = ij[inside, 1] * edge + ij[inside, 0]
+    turn = (_rotations(np.array([angle]))[0].T * rng.uniform(0.75, 1.05)).astype(np.float32)
+    xy = (_framed(points) - 0.5) @ turn + (0.5 + rng.normal(0, 0.03, 2)).astype(np.float32)
+    column, row = np.floor(xy * edge).astype(np.int32).T
+    inside = (column >= 0) & (column < edge) & (row >= 0) & (row < edge)
+    flat, last = (row * edge + column)[inside], last[inside]
     hits = np.bincount(flat, minlength=edge * edge).astype(np.float32)
     palette = _palette(rng, len(maps))
-    last = points[..., 2].reshape(-1).astype(np.intp)[inside]
-    colour = np.stack([np.bincount(flat, palette[last, c], minlength=edge * edge) for c in range(3)], 1) / np.maximum(hits, 1)[:, None]
+    by_map = np.bincount(last * (edge * edge) + flat, minlength=len(maps) * edge * edge).reshape(len(maps), -1)
+    colour = (by_map.T.astype(np.float32) @ palette) / np.maximum(hits, 1)[:, None]
     light = np.log1p(hits) / np.log1p(np.percentile(hits[hits > 0], 97))
     image = (np.clip(light, 0, 1)[:, None] * colour).reshape(edge, edge, 3).astype(np.float32)
     blur, noise, contrast = ((0.0, 0.015, 1.0), (0.006, 0.04, 0.75))[scene.center]
@@ -1104,7 +1121,7 @@ def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
     """Colours (count, 3) near one random hue: colour tells nothing about the class."""
     hue = (rng.uniform(0, 1) + rng.normal(0, 0.12, count)) % 1
     wheel = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return (1 - rng.uniform(0.1, 0.8)) * (1 - wheel) + wheel
+    return ((1 - rng.uniform(0.1, 0.8)) * (1 - wheel) + wheel).astype(np.float32)
 
 
 MODELS: dict[str, Model] = {
