@@ -126,7 +126,7 @@ def _target(
     return {key: getattr(target, key) for key in keys} | {
         "target": name, "variant": variant, "arm": arm, "lineage": lineage.name, "backbone": lineage.backbone,
         "source": lineage.source if arm != "scratch" else "", "bridge": bridge.name if bridge else "", "parent": parent,
-        "seeds": target.seeds or study.seeds, "recipe": recipe, "lrs": tuning.lrs, "steps": tuning.steps,
+        "seeds": target.seeds or (study.scratch_seeds if arm == "scratch" else []) or study.seeds, "recipe": recipe, "lrs": tuning.lrs, "steps": tuning.steps,
         "extra_steps": tuning.scratch_extra_steps if arm == "scratch" else [],
     }
 

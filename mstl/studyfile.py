@@ -173,6 +173,7 @@ class Study(_Keys):
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of torch in one run
     image_size: Annotated[int, Field(ge=16, le=1024)] = 96  # pixels
     seeds: Annotated[list[int], Field(min_length=1)] = [0]  # chains
+    scratch_seeds: list[int] = []  # chains of the arm scratch, where it has fewer; empty: all
     data: list[DataKeys] = []  # shown in 00_data; empty: every set that the study uses
     lineages: Annotated[list[Lineage], Field(min_length=1)]
     bridges: list[Bridge] = []

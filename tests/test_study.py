@@ -314,6 +314,12 @@ def test_scratch_tries_more_steps_and_the_others_do_not(place):
     assert runs["chest-scratch-lite0"]["lrs"] == runs["chest-mstl-lite0-cells"]["lrs"] == [0.001]
 
 
+def test_scratch_can_have_fewer_chains_than_the_others(place):
+    runs = planning.plan(planning.read_study(changed(place, "seeds: [0, 1]", "seeds: [0, 1]\nscratch_seeds: [1]")))
+    seeds = {run.parameters["arm"]: run.parameters["seeds"] for run in runs if run.stage == "30_target"}
+    assert seeds["scratch"] == [1] and seeds["ctl"] == seeds["mstl"] == [0, 1]
+
+
 def test_steps_of_a_bridge_silence_the_epochs_of_the_study(place):
     path = changed(place, "options: {n: 60}", "options: {n: 60}, recipe: {steps: 5}")
     bridge = next(run for run in planning.plan(planning.read_study(path)) if run.stage == "20_bridge")
