@@ -49,7 +49,7 @@ def build_book(study: str = "workshop", *, out: str | Path | None = None) -> Pat
     chosen = read_study(study)
     runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), run.parameters) for run in plan(chosen)]
     source = assemble(paths.home("_build", "book-source", chosen.name), notebooks=choose(runs, study),
-                      pages={"colophon": colophon(chosen.name, runs), "cards": cards()})
+                      pages={"colophon": colophon(chosen.name, runs, reference_records()), "cards": cards()})
     index = render(source, Path(out) if out else paths.home("_build", "html")) / "index.html"
     print(f"The book of study {chosen.name}: {index.as_uri()}")
     return index
@@ -153,7 +153,7 @@ def _copy_notebook(path: Path, executed: Path, page: str) -> None:
         for tag, hidden in (("injected-parameters", "hide-input"), ("parameters", "remove-cell")):
             if tag in tags and hidden not in tags:
                 tags.append(hidden)
-        cell["outputs"] = [kept for output in cell["outputs"] if (kept := _clean_output(output, path, number)) is not None]
+        cell["outputs"] = _once([kept for output in cell["outputs"] if (kept := _clean_output(output, path, number)) is not None])
         _name_figures(cell, heading)
         _save_glued_figures(cell["outputs"], executed / "figures", page)
     (executed / f"{page}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -169,6 +169,18 @@ def _clean_output(output: dict[str, Any], path: Path, number: int) -> dict[str, 
         return {**output, "text": text} if output["name"] == "stdout" and text.strip() else None
     data = {mime: _portable(value) for mime, value in output["data"].items() if "widget" not in mime}
     return {**output, "data": data} if data else None
+
+
+def _once(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outputs without a figure's repetition: Jupyter shows a figure that a cell returns, and again as the cell's open figure."""
+    seen: set[str] = set()
+    kept = []
+    for output in outputs:
+        image = "".join(output.get("data", {}).get("image/png", ""))
+        if not image or image not in seen:
+            kept.append(output)
+        seen.add(image)
+    return kept
 
 
 def _portable(value: Any) -> Any:
@@ -208,29 +220,54 @@ def _save_glued_figures(outputs: Iterable[dict[str, Any]], folder: Path, page: s
 # ------------------------------------------------------------------------------------------------------- generated pages
 
 
-def colophon(study: str, runs: Sequence[BookRun]) -> str:
-    """The page that says what made the book (MyST markdown), from the ``run.json`` of every finished run."""
+def colophon(study: str, runs: Sequence[BookRun], reference: Sequence[tuple[str, dict[str, Any]]] = ()) -> str:
+    """The page that says what made the book (MyST markdown), from the ``run.json`` of every finished run.
+
+    ``reference``: the committed records of the reference study, as (run, record).
+    """
     records = [(run.path, record) for run in runs if (record := run.record())]
-    devices = sorted({record["device"] for _, record in records})
-    platforms = sorted({f"Python {record['python']} on {record['platform']}" for _, record in records})
     lines = ["# Colophon", "", "Everything on these pages was computed by the runs below; this page is written from their records when the book is built.", "",
-             f"- **Study**: `{study}`, {len(records)} of {len(runs)} runs finished.",
-             f"- **Device**: {'; '.join(devices) or 'unknown'}.",
-             f"- **System**: {'; '.join(platforms) or 'unknown'}.",
-             f"- **Revision**: {', '.join(f'`{name}`' for name in _distinct(record['revision'] for _, record in records)) or 'unknown'}.",
-             f"- **Time**: {_duration(sum(record['seconds'] for _, record in records))} of notebook time in all, summed over runs that may have gone side by side; "
-             "fits that were already finished were loaded, not trained again.", ""]
-    lines += ["## Runs", "", *_table(["run", "seconds", "peak memory (MB)", "threads", "finished (UTC)"], [
+             f"## The study of this book: {study}", "", f"{len(records)} of {len(runs)} runs finished.", *_made_by(records), ""]
+    lines += _runs_table(records) + _data_table(records)
+    if reference:
+        lines += ["## The reference study", "", "It ran once, on real images; these are its committed records.", *_made_by(reference), ""]
+        lines += _runs_table(reference) + _data_table(reference)
+    return "\n".join(lines)
+
+
+def reference_records() -> list[tuple[str, dict[str, Any]]]:
+    """The committed records of the reference study, as (run, record)."""
+    return [(f"{path.parent.parent.name}/{path.parent.name}", json.loads(path.read_text(encoding="utf-8")))
+            for path in sorted(paths.share("data", "reference").glob("*/*/run.json"))]
+
+
+def _made_by(records: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    versions: dict[str, list[str]] = {}
+    for _, record in records:
+        for name, version in record["versions"].items():
+            versions[name] = _distinct([*versions.get(name, []), version])
+    systems = _distinct(f"Python {record['python']} on {record['platform']}" for _, record in records)
+    revisions = _distinct(f"`{record['revision']}`" for _, record in records)
+    return ["", f"- **Device**: {'; '.join(_distinct(record['device'] for _, record in records)) or 'unknown'}",
+            f"- **System**: {'; '.join(systems) or 'unknown'}",
+            f"- **Revision**: {', '.join(revisions) or 'unknown'}",
+            f"- **Time**: {_duration(sum(record['seconds'] for _, record in records))} of notebook time in all, summed over runs that may have gone "
+            "side by side; a fit that was finished before is loaded and not trained again",
+            f"- **Versions**: {', '.join(name + ' ' + ' or '.join(found) for name, found in sorted(versions.items())) or 'unknown'}"]
+
+
+def _runs_table(records: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    return [*_table(["run", "seconds", "peak memory (MB)", "threads", "finished (UTC)"], [
         [f"`{path}`", f"{record['seconds']:.1f}", f"{record['peak_memory_mb']:.0f}", str(record["threads"] or "default"), record["finished"][:16].replace("T", " ")]
         for path, record in records]), ""]
-    data = {entry["name"]: entry for _, record in records for entry in record["data"]}
-    lines += ["## Data", "", "The hash is over the prepared images, their labels and their groups: the same hash is the same data.", "",
-              *_table(["data set", "images", "side (px)", "simulated", "hash"], [
-                  [f"`{name}`", str(entry["images"]), str(entry["size"]), "yes" if entry["simulated"] else "no", f"`{entry['hash'][:16]}`"]
-                  for name, entry in sorted(data.items())]), ""]
-    versions = {name: _distinct(record["versions"].get(name) for _, record in records) for _, record in records for name in record["versions"]}
-    lines += ["## Versions", "", *_table(["package", "version"], [[name, ", ".join(found)] for name, found in sorted(versions.items())]), ""]
-    return "\n".join(lines)
+
+
+def _data_table(records: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    data = {(entry["name"], entry["hash"]): entry for _, record in records for entry in record["data"]}
+    return ["The hash is over the prepared images, their labels and their groups: the same hash is the same data.", "",
+            *_table(["data set", "images", "side (px)", "simulated", "hash"], [
+                [f"`{entry['name']}`", str(entry["images"]), str(entry["size"]), "yes" if entry["simulated"] else "no", f"`{entry['hash'][:16]}`"]
+                for _, entry in sorted(data.items())]), ""]
 
 
 def cards() -> str:

@@ -116,8 +116,9 @@ def test_every_citation_is_in_the_bibliography():
 
 
 def test_what_the_prose_takes_from_a_notebook_is_what_its_template_glues():
-    targets = yaml.safe_load(paths.share("studies", "reference.yml").read_text(encoding="utf-8"))["comparison"]["family"]
-    numbers = rf"(?:n_test|auc|diff|p_holm|detectable)_(?:{'|'.join(targets)})(?:_(?:scratch|ctl|mstl|low|high))?"
+    study = yaml.safe_load(paths.share("studies", "reference.yml").read_text(encoding="utf-8"))
+    targets, family = "|".join(study["targets"]), "|".join(study["comparison"]["family"])
+    numbers = rf"(?:n_test|n_groups|diff|detectable)_(?:{targets})(?:_low|_high)?|auc_(?:{targets})_(?:scratch|ctl|mstl)(?:_low|_high)?|p_holm_(?:{family})"
     for page, key in asked_for():
         template = paths.share("notebooks", "60_comparison.ipynb" if page == "reference" else f"{page}.ipynb").read_text(encoding="utf-8")
         assert f'glue(\\"{key}\\"' in template or (page == "reference" and re.fullmatch(numbers, key)), f"{page}: {key}"
@@ -245,6 +246,11 @@ def test_a_copied_figure_has_an_alternative_text_its_own_or_the_question_above_i
     assert cells[2]["metadata"]["mystnb"]["image"]["alt"] == "Two curves."
 
 
+def test_a_figure_that_a_cell_shows_twice_is_copied_once(copied):
+    cells = copied(code("figure = plot()\nfigure", [picture(), picture()]))["cells"]
+    assert len(cells[0]["outputs"]) == 1
+
+
 def test_a_glued_figure_is_saved_for_the_prose(copied, tmp_path):
     copied(code("glue", [glued("forest")]), page="reference")
     assert (tmp_path / "figures" / "reference-forest.png").read_bytes() == DOT
@@ -257,8 +263,8 @@ def test_a_notebook_that_ended_in_an_error_is_refused_in_one_sentence(copied):
 
 
 def test_the_colophon_tells_study_seconds_device_versions_and_data(runs):
-    page = report.colophon("workshop", runs)
-    for words in ("`workshop`, 11 of 11 runs", "CPU (stub)", "2.12.0", "abcdef123456", "| `30_target/chest-mstl` | 12.5 | 512 | 1 | 2026-01-02 03:04 |",
+    page = report.colophon("workshop", runs, [("30_target/busi-mstl", RECORD | {"revision": "fedcba"})])
+    for words in ("this book: workshop\n\n11 of 11 runs", "`fedcba`", "| `30_target/busi-mstl` |", "CPU (stub)", "torch 2.12.0", "abcdef123456", "| `30_target/chest-mstl` | 12.5 | 512 | 1 | 2026-01-02 03:04 |",
                   "| `phantom-chest` | 10 | 64 | yes | `0123456789abcdef` |", "138 s" if 11 * 12.5 < 120 else "2 min"):
         assert words in page, words
 
