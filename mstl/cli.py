@@ -120,6 +120,7 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
     with Lock(folder / ".lock").acquire(f"The study {study.name} ({folder})") as lock:
         print(f"{estimates.headline(cost, study, jobs=given.jobs)} Into {folder}.", flush=True)
         environment = os.environ | dict.fromkeys(THREADS, str(study.threads)) | {OWNER: f"{os.getpid()}@{platform.node()}"}
+        environment["MSTL_HOME"] = str(paths.home())  # the runs have another current folder
         environment["PYTHONPATH"] = python_path(paths.share("workflow"))  # the logger plug-in lies there
         began = time.monotonic()
         code = _call([

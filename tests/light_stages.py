@@ -96,6 +96,17 @@ def checkout(folder: Path, *, sleep: float = 0.0, study: str = STUDY) -> Path:
     return folder
 
 
+def installed(folder: Path) -> Path:
+    """The package as a wheel leaves it: no checkout around it, notebooks, studies and workflow inside."""
+    made = checkout(folder / "made")
+    site = folder / "site"
+    shutil.copytree(made / "mstl", site / "mstl")
+    for name in ("notebooks", "studies", "workflow"):
+        shutil.copytree(made / name, site / "mstl" / "_share" / name)
+    shutil.rmtree(made)
+    return site
+
+
 def write(folder: Path, stage: str, content: dict) -> Path:
     path = folder / "notebooks" / f"{stage}.ipynb"
     path.write_text(json.dumps(content))
@@ -108,15 +119,15 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
 
-def mstl(folder: Path, *words: str, timeout: float = 600) -> subprocess.CompletedProcess:
-    """``mstl …`` in the checkout."""
-    return subprocess.run([sys.executable, "-m", "mstl.cli", *words], cwd=folder, env=environment(folder), capture_output=True, text=True,
+def mstl(folder: Path, *words: str, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
+    """``mstl …`` of the package in ``folder``, from there or from ``cwd``."""
+    return subprocess.run([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=cwd or folder, env=environment(folder), capture_output=True, text=True,
                           timeout=timeout)
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen:
     """``mstl …`` in the background, in a process group of its own."""
-    return subprocess.Popen([sys.executable, "-m", "mstl.cli", *words], cwd=folder, env=environment(folder), stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=folder, env=environment(folder), stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

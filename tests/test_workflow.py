@@ -194,6 +194,15 @@ def test_an_interruption_by_the_keyboard_ends_quietly_and_leaves_no_process(done
     assert "Traceback" not in said and "failed" not in said
 
 
+def test_an_installed_package_runs_a_study_into_the_current_folder(tmp_path):
+    site, here = light.installed(tmp_path), tmp_path / "here"
+    here.mkdir()
+    run = light.mstl(site, "run", "light", "--until", "00_data_all", cwd=here)
+    assert run.returncode == 0, run.stderr
+    assert (here / "runs" / "light" / "00_data" / "all" / "run.json").is_file() and "1 of 10 runs are finished" in run.stdout
+    assert sorted(path.name for path in here.iterdir()) == ["runs"]
+
+
 def _status(process):
     try:
         return open(f"/proc/{process}/status").read()
