@@ -16,7 +16,7 @@ from mstl.errors import MstlError
 
 #: Options of Snakemake that say which study is run, and where.
 _OURS = {"--config", "-C", "--configfile", "--directory", "-d", "--snakefile", "-s", "--cores", "-c", "--logger",
-         "--workflow-profile"}
+         "--workflow-profile", "--nolock"}
 _MAIN = """\
 examples:
   mstl data list                       the data sets, what they are for and where they come from
@@ -34,9 +34,9 @@ an interrupted one continues. Options that mstl does not know go to Snakemake:
 
   mstl run smoke                       two runs at a time
   mstl run smoke --jobs 1 -n           only say what would run, and why
-  mstl run smoke --until 20_bridge_lite0_cells
+  mstl run smoke --until 20_bridge_vit_cells
   mstl run reference --keep-going      go on with independent runs after a failure
-  mstl run paper --executor slurm --slurm-no-account --slurm-status-command squeue
+  mstl run mine.yml --jobs 20 --executor slurm       on a cluster, with snakemake-executor-plugin-slurm installed
 """
 
 
@@ -120,12 +120,15 @@ def _run(given: argparse.Namespace, options: list[str]) -> int:
     with Lock(folder / ".lock").acquire(f"The study {study.name} ({folder})") as lock:
         print(f"{estimates.headline(cost, study, jobs=given.jobs)} Into {folder}.", flush=True)
         environment = os.environ | dict.fromkeys(THREADS, str(study.threads)) | {OWNER: f"{os.getpid()}@{platform.node()}"}
-        environment["MSTL_HOME"] = str(paths.home())  # the runs have another current folder
+        # the runs have another current folder
+        environment["MSTL_HOME"] = str(paths.home())
+        environment["MSTL_DATA"] = os.pathsep.join(str(place.resolve()) for place in paths.archive_folders()[1:])
         environment["PYTHONPATH"] = python_path(paths.share("workflow"))  # the logger plug-in lies there
         began = time.monotonic()
         code = _call([
             sys.executable, "-m", "snakemake", "--snakefile", str(paths.share("workflow", "Snakefile")), "--directory", str(folder),
             *_profile(paths.share("workflow", "profile", "config.yaml")), "--cores", str(given.jobs * study.threads),
+            "--jobs", str(given.jobs),  # on a cluster
             "--nolock",  # the study's own lock is held, and unlike Snakemake's it dies with its holder
             "--logger", "mstl", "--config", f"study={_absolute(given.study)}", *options,
         ], environment, lock)

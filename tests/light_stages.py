@@ -119,9 +119,9 @@ def environment(folder: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
 
-def mstl(folder: Path, *words: str, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
+def mstl(folder: Path, *words: str, cwd: Path | None = None, timeout: float = 600, **variables: str) -> subprocess.CompletedProcess:
     """``mstl …`` of the package in ``folder``, from there or from ``cwd``."""
-    return subprocess.run([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=cwd or folder, env=environment(folder), capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=cwd or folder, env=environment(folder) | variables, capture_output=True, text=True,
                           timeout=timeout)
 
 

@@ -197,9 +197,12 @@ def test_an_interruption_by_the_keyboard_ends_quietly_and_leaves_no_process(done
 def test_an_installed_package_runs_a_study_into_the_current_folder(tmp_path):
     site, here = light.installed(tmp_path), tmp_path / "here"
     here.mkdir()
-    run = light.mstl(site, "run", "light", "--until", "00_data_all", cwd=here)
+    look = light.notebook("00_data", "import os\nrun.finish(metrics={'data': os.environ['MSTL_DATA'], 'here': os.getcwd()})")
+    (site / "mstl" / "_share" / "notebooks" / "00_data.ipynb").write_text(json.dumps(look))
+    run = light.mstl(site, "run", "light", "--until", "00_data_all", cwd=here, MSTL_DATA="archives")
     assert run.returncode == 0, run.stderr
-    assert (here / "runs" / "light" / "00_data" / "all" / "run.json").is_file() and "1 of 10 runs are finished" in run.stdout
+    told = json.loads((here / "runs" / "light" / "00_data" / "all" / "metrics.json").read_text())
+    assert told == {"data": str(here / "archives"), "here": str(here)} and "1 of 10 runs are finished" in run.stdout
     assert sorted(path.name for path in here.iterdir()) == ["runs"]
 
 
