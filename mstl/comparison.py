@@ -236,8 +236,8 @@ def _interval(estimate: float | None, low: float | None, high: float | None, dig
     if estimate is None or pd.isna(estimate):
         return "not defined"
     if low is None or pd.isna(low):
-        return f"{estimate:{sign}.{digits}f}"
-    return f"{estimate:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+        return f"{estimate:{sign}.{digits}f}".replace("-", "−")
+    return f"{estimate:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})".replace("-", "−")
 
 
 def _p(value: float | None) -> str:

@@ -128,7 +128,8 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     models = list(dict.fromkeys(table[model]))
     colours = palette(models)
     step = 0.8 / max(len(models), 1)
-    height = 0.42 * len(table) + 1.1
+    lines = [_titled(name, 30).count("\n") + 1 for name in labels]
+    height = max(0.42 * len(table), 0.24 * max(lines) * len(labels)) + 1.1  # no title runs into the next
     figure, ax = plt.subplots(figsize=(7.6, height))
     if reference is not None:
         ax.axvline(reference, color="0.25", lw=1)
@@ -139,6 +140,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
         ax.plot([row[low], row[high]], [y, y], color=colours[row[model]], lw=2.2, solid_capstyle="butt")
         ax.plot(row[estimate], y, _marker(row[model]), color=colours[row[model]], ms=7, mec="white", mew=0.8)
         text = f"{row[estimate]:+.3f} ({row[low]:+.3f} to {row[high]:+.3f})" if reference == 0 else f"{row[estimate]:.3f} ({row[low]:.3f}–{row[high]:.3f})"
+        text = text.replace("-", "−")
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9, family="monospace")
     ax.set_yticks([-i for i in range(len(labels))], [_titled(name, 30) for name in labels])
     ax.set_ylim(-len(labels) + 0.5, 0.5)
