@@ -48,6 +48,7 @@ def build_book(study: str = "workshop", *, out: str | Path | None = None) -> Pat
 
     chosen = read_study(study)
     runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), run.parameters) for run in plan(chosen)]
+    check_reference([paths.home(table) for run in runs if run.path == "60_comparison/reference" for table in run.parameters["predictions"]])
     source = assemble(paths.home("_build", "book-source", chosen.name), notebooks=choose(runs, study),
                       pages={"colophon": colophon(chosen.name, runs, reference_records()), "cards": cards()})
     index = render(source, Path(out) if out else paths.home("_build", "html")) / "index.html"
@@ -103,6 +104,16 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
             raise MstlError(f"The book's page {page} needs the run {notebook.parent.parent.name}/{notebook.parent.name} of study {study}, "
                             f"which has not finished: run `mstl run {study}` first.")
     return pages
+
+
+def check_reference(tables: Iterable[Path]) -> None:
+    """Refuse to show as results on real images what has no record of the reference study, or was simulated."""
+    for table in tables:
+        path = table.with_name("run.json")
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if record.get("study") != "reference" or not record["data"] or any(entry["simulated"] for entry in record["data"]):
+            raise MstlError(f"{table} has no record of a run of the reference study on real images beside it (run.json), so the book cannot "
+                            "show it as one: renew data/reference/ with `make reference`.")
 
 
 # ------------------------------------------------------------------------------------------------------- the book's source

@@ -220,6 +220,18 @@ def test_a_study_without_the_reference_results_is_told_which_key_asks_for_them(r
     assert report.choose(runs[:-1], "reference")["reference"].parent.name == "all"
 
 
+def test_a_table_without_a_record_of_the_reference_study_is_not_shown_as_results_on_real_images(tmp_path):
+    (table := tmp_path / "predictions.csv").touch()
+    real = RECORD | {"study": "reference", "data": [RECORD["data"][0] | {"simulated": False}]}
+    for record in (None, real | {"study": "fake"}, real | {"data": RECORD["data"]}, real | {"data": []}):
+        if record:
+            (tmp_path / "run.json").write_text(json.dumps(record))
+        with pytest.raises(MstlError, match="no record of a run of the reference study"):
+            report.check_reference([table])
+    (tmp_path / "run.json").write_text(json.dumps(real))
+    report.check_reference([table])
+
+
 @pytest.fixture
 def copied(tmp_path):
     def copy(*cells: dict, page: str = "30_target") -> dict:
@@ -287,7 +299,7 @@ def built(tmp_path_factory):
     folder = home / "runs" / "smoke"
     runs = [finished_run(folder, stage, "all", stub(stage)) for stage in ("00_data", "10_source")]
     runs += [finished_run(folder, "30_target", "chest-ctl", stub("30_target"), arm="ctl"), finished_run(folder, "60_comparison", "all", stub("60_comparison")),
-             finished_run(folder, "60_comparison", "reference", stub("reference"))]
+             finished_run(folder, "60_comparison", "reference", stub("reference"), predictions=[])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSTL_HOME", str(home))
         patch.setattr("mstl.planning.plan", lambda study: runs)
