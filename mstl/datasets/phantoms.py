@@ -609,14 +609,14 @@ def _to_the_skin(grey: np.ndarray, skin: tuple, x: np.ndarray, y: np.ndarray) ->
 
 def _mass(rng: np.random.Generator, hard: float) -> dict:
     kind = str(rng.choice(["round", "lobed", "spiculated"], p=[0.3, 0.25, 0.45]))
-    size = rng.uniform(0.09, 0.2) * _between(1.15, 0.85, hard)
+    size = rng.uniform(0.1, 0.2) * _between(1.25, 0.85, hard)
     ratio = math.exp(rng.normal(0, 0.16))
     spicules = 0 if kind == "round" else int(rng.integers(2, 6)) if kind == "lobed" else int(rng.integers(12, 26))
     return dict(
         kind=kind, x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7), rx=size * ratio, ry=size / ratio, tilt=rng.uniform(0, math.pi),
         outline=_outline(rng, {"round": 0.05, "lobed": 0.13, "spiculated": 0.16}[kind], 4 if kind == "round" else 9),
         soft=rng.uniform(0.06, 0.2) if kind != "spiculated" else rng.uniform(0.15, 0.35),
-        contrast=rng.uniform(1.6, 3.2) * _between(1.6, 0.5, hard), pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
+        contrast=rng.uniform(1.8, 3.2) * _between(2.6, 0.6, hard), pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
         spicules=np.column_stack([
             rng.uniform(0, 2 * np.pi, spicules), rng.normal(0, 0.25, spicules), rng.uniform(0.4, 1.6, spicules), rng.uniform(0.3, 1, spicules),
             rng.uniform(0.006, 0.012, spicules),
@@ -767,9 +767,9 @@ def _pneumonia(rng: np.random.Generator, hard: float, edge: int) -> dict:
     kind = str(rng.choice(["lobar", "patchy", "perihilar"], p=[0.4, 0.4, 0.2]))
     foci = {"lobar": 1, "patchy": int(rng.integers(2, 5)), "perihilar": 2}[kind]
     sides = rng.choice([-1, 1], foci) if kind != "perihilar" else np.array([-1, 1])
-    scale = _between(1.2, 0.8, hard)
+    scale = _between(1.5, 0.9, hard)
     return dict(
-        kind=kind, strength=rng.uniform(0.55, 0.95) * _between(1.1, 0.42, hard),
+        kind=kind, strength=rng.uniform(0.7, 1.0) * _between(1.15, 0.45, hard),
         foci=[(s, *place, *radius) for s, place, radius in zip(sides, rng.uniform((0.2, 0.3), (0.85, 0.92), (foci, 2)), _radii(rng, kind, foci) * scale)],
         upper=bool(rng.random() < 0.35), fissure=rng.normal(0, 0.12), mottle=_texture(rng, edge, slope=2.8, low=3, high=40), ragged=rng.uniform(0.15, 0.35),
     )
