@@ -97,8 +97,8 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
     elif study == "reference" and "60_comparison" in pages:
         pages["reference"] = pages["60_comparison"]
     else:
-        raise MstlError(f"The book shows the reference results beside those of study {study}, which does not ask for them: put "
-                        f"`show_reference: true` into the study's file and run `mstl run {study}`.")
+        raise MstlError(f"The book shows the reference results beside those of study {study}, which has none: put `show_reference: true` "
+                        f"into its file, see that data/reference/ holds the tables of the reference study, and run `mstl run {study}`.")
     for page, notebook in pages.items():
         if not notebook.is_file() or not (notebook.parent / "run.json").is_file():
             raise MstlError(f"The book's page {page} needs the run {notebook.parent.parent.name}/{notebook.parent.name} of study {study}, "
