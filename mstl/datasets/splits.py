@@ -123,23 +123,28 @@ def design(data: ImageSet, name: str, *, k: int = 5, n_train: int | None = None,
     raise MstlError(f"design '{name}' is unknown: use 'folds', 'holdout' or 'published'.")
 
 
-def one_group_per_class(data: ImageSet, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on, and rows to watch the training with: one whole group of every class that has several.
+def one_group_per_class(data: ImageSet, *, seed: int = 0, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows, and held-out rows (sorted int64) to look at the accuracy of a source or bridge.
 
-    For stages that select nothing (source, bridge). A class whose images are all of one group stays wholly in training,
-    because no honest check of it exists. A group with several classes is never held out. Both arrays are sorted, int64.
+    From each class that has several groups of its own, whole groups in random order are held out until they hold ``share`` of
+    its images: at least one group, and one always stays for training. A class whose images are all of one group (for
+    example one well of one cell line) cannot be checked and gives none; the held-out part is then empty, or lacks classes.
     """
-    rng = np.random.default_rng([_checked_seed(seed), 3])
-    group, labels = _codes(data.groups), np.asarray(data.labels)
-    classes_of = pd.Series(labels).groupby(group).nunique().to_numpy()
-    held: list[int] = []
+    random = np.random.default_rng([_checked_seed(seed), 3])
+    labels, group = np.asarray(data.labels), _codes(data.groups)
+    sizes = np.zeros((group.max() + 1, len(data.classes)), int)
+    np.add.at(sizes, (group, labels), 1)
+    pure = (sizes > 0).sum(1) == 1
+    held = np.zeros(len(sizes), bool)
     for c in range(len(data.classes)):
-        own = np.unique(group[labels == c])
-        pure = own[classes_of[own] == 1]
-        if len(own) > 1 and len(pure):
-            held.append(int(rng.choice(pure)))
-    out = np.isin(group, held)
-    return np.flatnonzero(~out), np.flatnonzero(out)
+        own = random.permutation(np.flatnonzero((sizes[:, c] > 0) & pure))
+        if (sizes[:, c] > 0).sum() < 2 or not len(own):
+            continue
+        before = np.cumsum(sizes[own, c]) - sizes[own, c]
+        enough = np.flatnonzero(before >= share * sizes[:, c].sum())
+        stop = enough[0] if len(enough) else len(own)
+        held[own[: min(stop, (sizes[:, c] > 0).sum() - 1)]] = True
+    return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
 
 
 def check(split: Split, data: ImageSet) -> None:
