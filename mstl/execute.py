@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.log:
         _redirect(paths.home(given.out) / "work" / "log.txt")
     _end_with_owner()
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         execute(given.stage, given.out, given.parameters)
     except MstlError as error:
@@ -85,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{given.stage} {INTERRUPTED}: start it again to continue.", file=sys.stderr, flush=True)
         os._exit(130)  # at once: the kernel goes with this process, and papermill's tasks would complain
     return 0
+
+
+def _stopped(*_) -> None:
+    raise MstlError("The run was stopped from outside (SIGTERM): start it again to continue.")
 
 
 def _redirect(log: Path) -> None:

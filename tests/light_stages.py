@@ -121,14 +121,16 @@ def environment(folder: Path) -> dict[str, str]:
 
 def mstl(folder: Path, *words: str, cwd: Path | None = None, timeout: float = 600, **variables: str) -> subprocess.CompletedProcess:
     """``mstl …`` of the package in ``folder``, from there or from ``cwd``."""
-    return subprocess.run([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=cwd or folder, env=environment(folder) | variables, capture_output=True, text=True,
-                          timeout=timeout)
+    return subprocess.run([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=cwd or folder, env=environment(folder) | variables,
+                          capture_output=True, text=True, timeout=timeout)
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen:
     """``mstl …`` in the background, in a process group of its own."""
-    return subprocess.Popen([sys.executable, "-P", "-m", "mstl.cli", *words], cwd=folder, env=environment(folder), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "mstl.cli", *words], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell starts its background jobs with it ignored
 
 
 def kill(process: subprocess.Popen) -> None:

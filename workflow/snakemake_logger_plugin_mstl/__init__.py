@@ -53,7 +53,7 @@ class LogHandler(LogHandlerBase):
         self.failed += 1
         log = run / "work" / "log.txt"
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "it was killed, and left no message")
         if " was interrupted: " in said:  # by the keyboard: every job says so
             return
         notebook = (run / "work" / "notebook.ipynb").resolve()
