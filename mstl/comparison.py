@@ -138,7 +138,9 @@ def answer(rows: pd.DataFrame, *, margin: float, titles: Mapping[str, str] | Non
         parts.append(f"{name}: {_interval(row.estimate, row.low, row.high, 3, sign='+')}, {verdict}")
     images = "simulated images (which check the machinery, not the claim)" if simulated else "real images"
     first = own["contrast"].iloc[0] if len(own) else ""
-    return f"Difference in AUC, {first}, on {images} — " + "; ".join(parts) + "."
+    one = "n_chains" in own and (own["n_chains"] == 1).all()
+    more = " One chain: these intervals hold the draw of patients, not the luck of a training run." if one and len(own) else ""
+    return f"Difference in AUC, {first}, on {images} — " + "; ".join(parts) + "." + more
 
 
 def numbers(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame) -> dict[str, float | int]:

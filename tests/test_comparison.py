@@ -103,6 +103,11 @@ def test_the_answer_follows_from_interval_and_adjusted_p(low, high, p, word):
     assert word in said and "real images" in said and "simulated" in comparison.answer(rows, margin=0.02, simulated=True)
 
 
+def test_the_answer_of_a_single_chain_says_what_its_intervals_leave_out():
+    several, single = (comparison.differences(table(seeds=seeds), **FAST) for seeds in ((0, 1), (0,)))
+    assert "One chain" in comparison.answer(single, margin=0.02) and "One chain" not in comparison.answer(several, margin=0.02)
+
+
 def test_every_number_has_a_name_for_the_prose_and_none_is_missing_or_nan():
     t = table()
     arms, differences = comparison.arms(t, **FAST), comparison.differences(t, **FAST)
