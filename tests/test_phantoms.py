@@ -42,7 +42,9 @@ def test_another_seed_or_difficulty_draws_other_images(kind):
     assert base.hash != phantoms.make(kind, n=20, size=32, seed=4, difficulty=0.6).hash
 
 
-@pytest.mark.parametrize(("kind", "size"), [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159)]
+)
 def test_any_size_is_drawn_with_the_brightness_of_another(kind, size):
     small, large = phantoms.make(kind, n=20, size=48, seed=2), phantoms.make(kind, n=20, size=size, seed=2)
     assert large.images.shape == (20, size, size, 3 if kind == "fractals" else 1)
@@ -98,7 +100,9 @@ def test_a_class_is_the_same_line_or_system_for_every_seed(kind):
 @pytest.mark.parametrize("kind", GREY)
 def test_images_of_a_group_look_more_alike_than_images_of_strangers(kind):
     data = drawn(kind)
-    pixels = np.stack([ndimage.gaussian_filter(i.astype(float), 1.0) for i in data.images[..., 0]]).reshape(len(data), -1)
+    pixels = np.stack([ndimage.gaussian_filter(i.astype(float), 1.0) for i in data.images[..., 0]]).reshape(
+        len(data), -1
+    )
     pixels -= np.median([pixels[data.centers == c].mean(0) for c in phantoms.CENTERS], axis=0)
     together = np.corrcoef(pixels)
     pair = ~np.eye(len(data), dtype=bool)
@@ -114,10 +118,14 @@ def test_images_of_a_group_look_more_alike_than_images_of_strangers(kind):
 def test_centers_can_be_told_apart_and_tell_nothing_about_the_class(kind):
     data = drawn(kind)
     images = data.images.mean(-1)
-    features = np.column_stack([images.mean((1, 2)), images.std((1, 2)), fine_detail(images), np.percentile(images, 5, axis=(1, 2))])
+    features = np.column_stack(
+        [images.mean((1, 2)), images.std((1, 2)), fine_detail(images), np.percentile(images, 5, axis=(1, 2))]
+    )
     center = data.centers == "B"
     assert max(abs(auc(f, center) - 0.5) for f in features.T) > 0.25
-    table = np.array([[np.sum((data.labels == k) & (center == c)) for c in (False, True)] for k in range(len(data.classes))])
+    table = np.array(
+        [[np.sum((data.labels == k) & (center == c)) for c in (False, True)] for k in range(len(data.classes))]
+    )
     assert np.abs(table[:, 0] - table[:, 1]).max() <= 1
 
 
@@ -200,7 +208,8 @@ def test_lesions_stand_out_less_the_greater_the_difficulty(kind):
 @pytest.mark.parametrize("kind", ("cells", "fractals"))
 def test_a_nearest_centroid_errs_more_the_greater_the_difficulty(kind):
     easy, middle, hard = (
-        nearest_centroid(*(drawn(kind, n=120, size=32, seed=seed, difficulty=d) for seed in (0, 1))) for d in (0.0, 0.5, 1.0)
+        nearest_centroid(*(drawn(kind, n=120, size=32, seed=seed, difficulty=d) for seed in (0, 1)))
+        for d in (0.0, 0.5, 1.0)
     )
     assert easy > middle > hard
 
@@ -249,7 +258,11 @@ def test_whole_mammogram_regions_keep_a_slope_near_three():
 
 def test_textures_have_unit_variance_whatever_their_shape():
     rng = np.random.default_rng(3)
-    for options in (dict(slope=3.0), dict(slope=2.2, low=12, high=60, stretch=9.0), dict(slope=5.0, low=4, angle=1.0, stretch=3.0)):
+    for options in (
+        dict(slope=3.0),
+        dict(slope=2.2, low=12, high=60, stretch=9.0),
+        dict(slope=5.0, low=4, angle=1.0, stretch=3.0),
+    ):
         fields = [phantoms._texture(rng, 128, **options) for _ in range(40)]
         assert np.mean(np.square(fields)) == pytest.approx(1.0, rel=0.15)
         assert fields[0].dtype == np.float32
@@ -326,7 +339,10 @@ def texture_features(data):
     images = data.images.mean(-1)
     power = np.abs(np.fft.rfft2(images - images.mean((1, 2), keepdims=True))) ** 2
     radius = np.hypot(np.fft.fftfreq(data.size)[:, None], np.fft.rfftfreq(data.size)) * data.size
-    rings = [np.log(power[:, (radius >= a) & (radius < b)].mean(1)) for a, b in ((1, 2), (2, 3), (3, 5), (5, 8), (8, 12), (12, 17))]
+    rings = [
+        np.log(power[:, (radius >= a) & (radius < b)].mean(1))
+        for a, b in ((1, 2), (2, 3), (3, 5), (5, 8), (8, 12), (12, 17))
+    ]
     spread = images.std((1, 2))
     skew = ((images - images.mean((1, 2), keepdims=True)) ** 3).mean((1, 2)) / spread**3
     low = images.reshape(len(images), 4, data.size // 4, 4, data.size // 4).mean((2, 4)).reshape(len(images), -1)

@@ -1,12 +1,14 @@
 """Phantoms: simulated images of five modalities with their truth (label, patient, center, mask, boxes).
 
-Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random scatterers seen through
-a point-spread function; a mammogram and a chest radiograph are sums of what the ray meets; a brightfield image is a phase object out of
-focus; a fractal is the attractor of a random iterated function system. They check the machine, not any claim about patients.
+Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random
+scatterers seen through a point-spread function; a mammogram and a chest radiograph are sums of what the ray meets; a
+brightfield image is a phase object out of focus; a fractal is the attractor of a random iterated function system.
+They check the machine, not any claim about patients.
 
-Classes are the same for every seed (line 3 is always the same line), so that two sets of different seeds are two samples of one world.
-Whatever belongs to a patient is drawn from one stream of random numbers and whatever belongs to a single exposure from another; neither
-knows the number of workers, so the bytes follow from the arguments of `make` alone.
+Classes are the same for every seed (line 3 is always the same line), so that two sets of different seeds are two
+samples of one world. Whatever belongs to a patient is drawn from one stream of random numbers and whatever belongs to
+a single exposure from another; neither knows the number of workers, so the bytes follow from the arguments of `make`
+alone.
 """
 
 from __future__ import annotations
@@ -46,17 +48,19 @@ def make(
 ) -> ImageSet:
     """`n` simulated images of `size` × `size` pixels.
 
-    kind        "ultrasound" (normal, benign, malignant), "mammogram" (normal, lesion), "chest" (normal, pneumonia), "cells" or "fractals"
-    n           images, at least two a class; classes are balanced up to rounding, and so are the centers "A" and "B" within each class
+    kind        "ultrasound" (normal, benign, malignant), "mammogram" (normal, lesion), "chest" (normal, pneumonia), "cells"
+                or "fractals"
+    n           images, at least two a class; classes are balanced up to rounding, and within each class so are the two centers
     size        side in pixels, 32 to 512
-    difficulty  0 (plain to see) to 1 (near the limit of what can be seen): contrast and size of what makes a class, its overlap with
-                the other classes, and noise
+    difficulty  0 (plain to see) to 1 (near the limit of what can be seen): contrast and size of what makes a class, its
+                overlap with the other classes, and noise
     n_classes   of cells (2 to 30, default 6) and fractals (2 to 1000, default 10) only
     workers     threads; default: the cores of this process. The bytes do not depend on it
 
-    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images that share their anatomy,
-    their class and their center. Masks and boxes (ultrasound, mammogram, chest) are in pixels, a box being x0 ≤ x < x1, y0 ≤ y < y1.
-    `extra` has `subtype` (what was drawn) and `conspicuity` (its contrast on a scale of its kind; 0 where nothing was).
+    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images that share
+    their anatomy, their class and their center. Masks and boxes (ultrasound, mammogram, chest) are in pixels; a box is
+    x0 ≤ x < x1, y0 ≤ y < y1, one a connected region of the mask. `extra` has `subtype` (what was drawn) and `conspicuity`
+    (how strongly, on a scale of its kind; 0 where there is nothing to find).
     Raises MstlError for an argument out of range.
     """
     classes = _checked(kind, n, size, seed, difficulty, n_classes)
@@ -95,7 +99,7 @@ def make(
     )
 
 
-# --- arguments, patients, threads ---------------------------------------------------------------------------------------
+# --- arguments, patients, threads -------------------------------------------------------------------------------------
 
 
 def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_classes: int | None) -> tuple[str, ...]:
@@ -114,7 +118,11 @@ def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_class
     if fixed and n_classes not in (None, len(fixed)):
         raise MstlError(f"phantom {kind} has the {len(fixed)} classes {', '.join(fixed)}; leave n_classes out")
     count = len(fixed) or (MODELS[kind].n_classes if n_classes is None else n_classes)
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or (not fixed and not 2 <= count <= MAX_CLASSES[kind]):
+    if (
+        isinstance(count, bool)
+        or not isinstance(count, (int, np.integer))
+        or (not fixed and not 2 <= count <= MAX_CLASSES[kind])
+    ):
         raise MstlError(f"phantom {kind}: n_classes must lie between 2 and {MAX_CLASSES[kind]}, not {count!r}")
     if n < 2 * count:
         raise MstlError(
@@ -199,7 +207,7 @@ def _workers(workers: int | None) -> int:
 
 
 def _run(task: Callable[[int], None], n: int, workers: int, title: str | None) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in tqdm(pool.map(task, range(n)), total=n, desc=title, disable=title is None):
@@ -225,12 +233,14 @@ def _boxes(masks: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> p
     for image in np.flatnonzero(masks.any((1, 2))):
         parts, _ = ndimage.label(masks[image], structure=np.ones((3, 3)))
         for vertical, horizontal in ndimage.find_objects(parts):
-            rows.append((image, classes[labels[image]], horizontal.start, vertical.start, horizontal.stop, vertical.stop))
+            rows.append(
+                (image, classes[labels[image]], horizontal.start, vertical.start, horizontal.stop, vertical.stop)
+            )
     table = pd.DataFrame(rows, columns=BOXES)
     return table.astype({"image": np.int64, "class": str, **{c: np.float64 for c in BOXES[2:]}})
 
 
-# --- what several modalities draw with ----------------------------------------------------------------------------------
+# --- what several modalities draw with --------------------------------------------------------------------------------
 
 
 def _between(easy: float, hard: float, difficulty: float) -> float:
@@ -319,7 +329,9 @@ def _outline(rng: np.random.Generator, roughness: float, lobes: int, fall: float
 
 
 class _Polar(NamedTuple):
-    """Pixels seen from a lesion: `ratio` distance over the outline's radius (1 on the outline), `angle` in 0…256, `radius` in frames."""
+    """Pixels seen from a lesion: `ratio` distance over the outline's radius (1 on the outline), `angle` in 0…256,
+    `radius` in frames.
+    """
 
     ratio: np.ndarray
     angle: np.ndarray
@@ -347,15 +359,17 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0) if sigma > 0.2 else image
 
 
-# --- ultrasound ---------------------------------------------------------------------------------------------------------
+# --- ultrasound -------------------------------------------------------------------------------------------------------
 
 FIELD_MM = 40.0  # width and depth of the image
 FOCUS = 0.45  # of the depth
 
 
 class Probe(NamedTuple):
-    """Point-spread function (standard deviations in mm; the lateral one at the focus, and by how much it grows half a frame away
-    from it), looks averaged (spatial compounding), display range (dB), noise floor (dB relative to the gland)."""
+    """Point-spread function (standard deviations in mm; the lateral one at the focus, and by how much it grows half a
+    frame away from it), looks averaged (spatial compounding), display range (dB), noise floor (dB relative to the
+    gland).
+    """
 
     axial: float
     lateral: float
@@ -369,11 +383,12 @@ PROBES = (Probe(0.13, 0.20, 1.0, 3, 54.0, -38.0), Probe(0.19, 0.30, 1.4, 2, 45.0
 
 
 def _speckle(rng: np.random.Generator, amplitude: np.ndarray, probe: Probe) -> np.ndarray:
-    """Complex echo, as float32 (2, edge, edge), of scatterers with root-mean-square `amplitude` through the probe's point-spread function.
+    """Complex echo, as float32 (2, edge, edge), of scatterers of root-mean-square `amplitude`, seen through the probe.
 
-    Many scatterers a resolution cell make circular Gaussian noise (fully developed speckle): where `amplitude` is constant the echo's
-    envelope is Rayleigh distributed, its mean 1.91 of its standard deviations, its mean square `amplitude` squared.
-    The lateral width is least at the focus: two convolutions are blended by depth, and the blend rescaled to constant power.
+    Many scatterers a resolution cell make circular Gaussian noise (fully developed speckle): where `amplitude` is constant
+    the echo's envelope is Rayleigh distributed, its mean 1.91 of its standard deviations, its mean square `amplitude`
+    squared. The lateral width is least at the focus: two convolutions are blended by depth, and the blend is rescaled to
+    constant power.
     """
     edge = amplitude.shape[0]
     pixel = FIELD_MM / edge
@@ -413,7 +428,11 @@ def _ultrasound(scene: Scene) -> list[Shot]:
         level = breast.echo(x, y, slide, press)
         mask, conspicuity, subtype = None, 0.0, "normal"
         loss = breast.loss(x - slide, y)
-        contact = own.uniform(0, 12), own.uniform(0.9, 1.3), own.uniform(-0.3, 0.1)  # the probe's ends may lift off the skin
+        contact = (
+            own.uniform(0, 12),
+            own.uniform(0.9, 1.3),
+            own.uniform(-0.3, 0.1),
+        )  # the probe's ends may lift off the skin
         loss = loss + contact[0] * (_soft((x - contact[1]) / 0.03) + _soft((contact[2] - x) / 0.03)) * np.sqrt(y)
         if lesion is not None:
             level, loss, mask, conspicuity, subtype = _us_insert(lesion, own, level, loss, slide, press, edge)
@@ -422,7 +441,11 @@ def _ultrasound(scene: Scene) -> list[Shot]:
         power = np.zeros((edge, edge), np.float32)
         for _ in range(probe.looks):
             echo = _speckle(own, amplitude, probe)
-            echo += own.standard_normal((2, edge, edge), dtype=np.float32) * np.exp(floor * (math.log(10) / 20)) * math.sqrt(0.5)
+            echo += (
+                own.standard_normal((2, edge, edge), dtype=np.float32)
+                * np.exp(floor * (math.log(10) / 20))
+                * math.sqrt(0.5)
+            )
             power += echo[0] ** 2 + echo[1] ** 2
         decibel = 10 * np.log10(power / probe.looks + 1e-6) + own.normal(0, 1.5)
         shots.append(Shot(_log_compressed(decibel, probe.range), mask, subtype, conspicuity))
@@ -444,8 +467,8 @@ class _Breast:
         self.borders = [_curve(rng, a, w) for a, w in ((0.004, 2), (0.03, 3), (0.035, 3), (0.02, 2))]
         self.tilt = rng.normal(0, 0.06)
         self.level = {name: rng.uniform(*span) for name, span in _LEVELS.items()}
-        self.septa = _ridges(_texture(rng, edge, slope=5, low=3, high=20, stretch=3.2), rng.uniform(0.04, 0.09))
-        self.sheets = _ridges(_texture(rng, edge, slope=4.5, low=6, high=36, stretch=4.5), rng.uniform(0.12, 0.2))
+        self.septa = _reflectors(_texture(rng, edge, slope=5, low=3, high=20, stretch=3.2), rng.uniform(0.04, 0.09))
+        self.sheets = _reflectors(_texture(rng, edge, slope=4.5, low=6, high=36, stretch=4.5), rng.uniform(0.12, 0.2))
         self.mottle = _texture(rng, edge, slope=2.4, low=6, high=60, stretch=2.2)
         self.lobules = _texture(rng, edge, slope=5, low=6, high=18, stretch=1.7)
         self.fibres = _texture(rng, edge, slope=2.2, low=12, high=90, stretch=9.0)
@@ -466,20 +489,49 @@ class _Breast:
         under_gland = (self.skin + self.fat + self.gland) * press + self.borders[2](lx) + slope
         on_muscle = under_gland + 0.3 * self.muscle + 0.4 * self.borders[3](lx)
         under_muscle = on_muscle + self.muscle + self.borders[3](lx)
-        borders = ((under_skin, 0.004), (under_fat, 0.012), (under_gland, 0.012), (on_muscle, 0.006), (under_muscle, 0.03))
+        borders = (
+            (under_skin, 0.004),
+            (under_fat, 0.012),
+            (under_gland, 0.012),
+            (on_muscle, 0.006),
+            (under_muscle, 0.03),
+        )
         skin, fat, gland, back, deep = (_soft((y - b) / w) for b, w in borders)
         skin, fat, gland, back, muscle = 1 - skin, skin - fat, fat - gland, gland - back, back - deep
-        echo = skin * level["skin"] + fat * level["fat"] + back * level["back"] + muscle * level["muscle"] + deep * level["deep"]
-        echo += (gland + 0.5 * (fat + back)) * (2.6 * mottle) - gland * 13 * _soft((lobules - 1.25 + 0.5 * self.fatty) * 9)
-        echo += self.lines * (septa * (11 * fat + 10 * back + 5 * gland) + sheets * (5 * fat + 8 * gland + 11 * back + 12 * muscle + 10 * deep))
+        echo = (
+            skin * level["skin"]
+            + fat * level["fat"]
+            + back * level["back"]
+            + muscle * level["muscle"]
+            + deep * level["deep"]
+        )
+        echo += (gland + 0.5 * (fat + back)) * (2.6 * mottle) - gland * 13 * _soft(
+            (lobules - 1.25 + 0.5 * self.fatty) * 9
+        )
+        echo += self.lines * (
+            septa * (13 * fat + 10 * back + 5 * gland)
+            + sheets * (5 * fat + 8 * gland + 11 * back + 12 * muscle + 10 * deep)
+        )
         echo += fibres * (5 * muscle + 2.5 * gland + 3.5 * deep)
-        for border, gain, width in ((0.006 + 0 * under_skin, 9, 0.004), (under_skin, 8, 0.006), (on_muscle, 13, 0.007), (under_muscle, 9, 0.008)):
+        for border, gain, width in (
+            (0.006 + 0 * under_skin, 9, 0.004),
+            (under_skin, 8, 0.006),
+            (on_muscle, 13, 0.007),
+            (under_muscle, 9, 0.008),
+        ):
             echo += gain * np.exp(-(((y - border) / width) ** 2)) * (0.6 + 0.4 * np.cos(9 * lx + 40 * border))
         return echo
 
     def loss(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """What the tissue above takes away (dB), after the machine's own compensation."""
         return self.shade(x) * y + self.decay * np.clip(y - 0.4, 0, None)
+
+
+def _reflectors(field: np.ndarray, width: float) -> np.ndarray:
+    """Sheets of connective tissue, 0…1: they shine where they lie across the beam and fade where they run along it."""
+    down, across = np.gradient(field)
+    facing = down**2 / (down**2 + across**2 + np.float32(1e-12))
+    return _ridges(field, width) * (0.1 + 0.9 * facing)
 
 
 _LEVELS = {"skin": (0, 5), "fat": (-14, -7), "back": (-16, -9), "muscle": (-15, -8), "deep": (-24, -12)}
@@ -489,7 +541,8 @@ def _us_lesion(rng: np.random.Generator, label: int, hard: float, breast: _Breas
     # Every sign of malignancy is a noisy reading of the truth, the more so the harder: no single sign decides.
     side = 2 * label - 3
     shape, margin, aspect, shadow, texture, dark = (
-        _soft(side * _between(3.2, 0.7, hard) + 1.2 * float(z) * _between(0.5, 1.0, hard)) for z in rng.standard_normal(6)
+        _soft(side * _between(3.2, 0.7, hard) + 1.2 * float(z) * _between(0.5, 1.0, hard))
+        for z in rng.standard_normal(6)
     )
     size = rng.uniform(0.085, 0.19) * _between(1.15, 0.85, hard)
     ratio = math.exp(_mix(0.45, -0.2, aspect) + rng.normal(0, 0.08))  # width over height
@@ -514,27 +567,34 @@ def _mix(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
-def _us_insert(lesion: dict, own: np.random.Generator, level: np.ndarray, loss: np.ndarray, slide: float, press: float, edge: int):
-    """The lesion in the map of echo levels (dB), what the tissue above takes away (dB) with it, its mask, depth in dB and kind."""
+def _us_insert(
+    lesion: dict, own: np.random.Generator, level: np.ndarray, loss: np.ndarray, slide: float, press: float, edge: int
+):
+    """The lesion in the map of echo levels (dB), what the tissue above takes away (dB) with it, its mask, depth in dB
+    and kind.
+    """
     cx, cy = lesion["x"] + slide, lesion["y"] * press
     rx, ry = lesion["rx"] * math.exp(own.normal(0, 0.05)), lesion["ry"] * math.exp(own.normal(0, 0.05))
     polar = _polar(edge, cx, cy, rx, ry, lesion["tilt"], lesion["outline"])
     inside = _soft((1 - polar.ratio) / lesion["edge"])
     target = -lesion["depth"] + (0.0 if lesion["cyst"] else lesion["rough"]) * lesion["grain"]
     level = level + (target - level) * inside
-    level += lesion["halo"] * np.exp(-(((polar.ratio - 1.18) / 0.16) ** 2)) + lesion["rim"] * np.exp(-(((polar.ratio - 1) / 0.07) ** 2))
+    level += lesion["halo"] * np.exp(-(((polar.ratio - 1.18) / 0.16) ** 2)) + lesion["rim"] * np.exp(
+        -(((polar.ratio - 1) / 0.07) ** 2)
+    )
     x, y = _grid(edge)
     for _ in range(lesion["specks"]):  # microcalcifications
         r, a = own.uniform(0, 0.7), own.uniform(0, 2 * math.pi)
         level += 16 * np.exp(-((x - cx - rx * r * math.cos(a)) ** 2 + (y - cy - ry * r * math.sin(a)) ** 2) / 0.006**2)
-    # attenuation is a property of the path: summed down the column, so that the shadow (or enhancement) has the lesion's width
+    # attenuation is a property of the path: summed down the column, so that the shadow (or enhancement) has the
+    # lesion's width
     column = np.cumsum(inside, 0, dtype=np.float32) / (2 * ry * edge)
     column = ndimage.gaussian_filter1d(column, max(1.0, 0.008 * edge), axis=1, mode="nearest", truncate=3.0)
     loss = loss * (1 - inside * lesion["cyst"]) + lesion["loss"] * column * (1 - inside * 0.6)
     return level, loss, polar.ratio < 1, lesion["depth"], "cyst" if lesion["cyst"] else "mass"
 
 
-# --- mammogram ----------------------------------------------------------------------------------------------------------
+# --- mammogram --------------------------------------------------------------------------------------------------------
 
 
 class Film(NamedTuple):
@@ -550,12 +610,16 @@ FILMS = (Film(0.002, 0.007, 1.15, 0.60), Film(0.0045, 0.016, 0.85, 0.64))
 
 
 def _mammogram(scene: Scene) -> list[Shot]:
-    """A region of a compressed breast: what a ray meets adds up, in power-law tissue with fibres, and a mass where there is one."""
+    """A region of a compressed breast: what a ray meets adds up, in power-law tissue with fibres, and a mass where there
+    is one.
+    """
     rng, edge, hard = scene.patient, scene.edge, scene.difficulty
     breast = _mammary_region(rng, edge)
     bend = [0.03 * _texture(rng, edge, slope=6, low=1.5, high=6) for _ in range(2)]
     tilt = rng.normal(0, 0.7), rng.normal(0, 0.7)
-    skin = (rng.uniform(0, 2 * math.pi), rng.uniform(0.38, 0.62), rng.uniform(1.0, 2.0)) if rng.random() < 0.25 else None
+    skin = (
+        (rng.uniform(0, 2 * math.pi), rng.uniform(0.38, 0.62), rng.uniform(1.0, 2.0)) if rng.random() < 0.25 else None
+    )
     lesion = _mass(rng, hard) if scene.label else None
     film = FILMS[scene.center]
     x, y = _grid(edge)
@@ -579,17 +643,24 @@ def _mammogram(scene: Scene) -> list[Shot]:
 
 
 def _mammary_region(rng: np.random.Generator, edge: int) -> np.ndarray:
-    """Density (edge, edge, periodic): parenchyma, denser and streakier where it is glandular, and strands of connective tissue."""
+    """Density (edge, edge, periodic): parenchyma, denser and streakier where it is glandular, and strands of connective
+    tissue.
+    """
     direction = round(rng.uniform(0, math.pi), 1)
     tissue = _mammary_tissue(rng, edge, rng.uniform(2.9, 3.3))
     streaks = _texture(rng, edge, slope=2.7, low=3, stretch=round(rng.uniform(2.5, 5), 1), angle=direction)
     strands = sum(
-        _ridges(_texture(rng, edge, slope=5, low=low, high=40, stretch=round(rng.uniform(2, 4), 1), angle=direction), rng.uniform(0.03, 0.06))
+        _ridges(
+            _texture(rng, edge, slope=5, low=low, high=40, stretch=round(rng.uniform(2, 4), 1), angle=direction),
+            rng.uniform(0.03, 0.06),
+        )
         for low in (2.5, 6)
     )
     gland = _soft((tissue - 0.6 + 1.6 * (0.5 - rng.uniform(0, 1))) * 2)
     thin = _soft(2 * _texture(rng, edge, slope=4, low=1.5))  # strands come and go
-    return math.exp(rng.normal(-0.15, 0.25)) * (tissue + (0.2 + 0.4 * gland) * streaks + 1.3 * strands * thin + 0.5 * gland)
+    return math.exp(rng.normal(-0.15, 0.25)) * (
+        tissue + (0.2 + 0.4 * gland) * streaks + 1.3 * strands * thin + 0.5 * gland
+    )
 
 
 def _mammary_tissue(rng: np.random.Generator, edge: int, beta: float) -> np.ndarray:
@@ -613,13 +684,16 @@ def _mass(rng: np.random.Generator, hard: float) -> dict:
     ratio = math.exp(rng.normal(0, 0.16))
     spicules = 0 if kind == "round" else int(rng.integers(2, 6)) if kind == "lobed" else int(rng.integers(12, 26))
     return dict(
-        kind=kind, x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7), rx=size * ratio, ry=size / ratio, tilt=rng.uniform(0, math.pi),
+        kind=kind, x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7), rx=size * ratio, ry=size / ratio,
+        tilt=rng.uniform(0, math.pi),
         outline=_outline(rng, {"round": 0.05, "lobed": 0.13, "spiculated": 0.16}[kind], 4 if kind == "round" else 9),
         soft=rng.uniform(0.06, 0.2) if kind != "spiculated" else rng.uniform(0.15, 0.35),
-        contrast=rng.uniform(1.8, 3.2) * _between(2.6, 0.6, hard), pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
+        contrast=rng.uniform(1.8, 3.2) * _between(2.6, 0.6, hard),
+        pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
         spicules=np.column_stack([
-            rng.uniform(0, 2 * np.pi, spicules), rng.normal(0, 0.25, spicules), rng.uniform(0.4, 1.6, spicules), rng.uniform(0.3, 1, spicules),
-            rng.uniform(0.006, 0.012, spicules),
+            rng.uniform(0, 2 * math.pi, spicules), rng.normal(0, 0.2, spicules), rng.uniform(0.8, 2.0, spicules),
+            rng.uniform(0.3, 1, spicules),
+            rng.uniform(0.005, 0.009, spicules),
         ]).tolist(),
         calcifications=int(rng.poisson(5)) if rng.random() < 0.3 else 0,
     )  # fmt: skip
@@ -641,10 +715,15 @@ def _mass_insert(lesion: dict, own: np.random.Generator, sx: float, sy: float, e
         r, theta = reach[rows, cols], np.arctan2(dy[rows, 0], dx[0, cols])
         lines = np.zeros(len(r), np.float32)
         for angle, curl, length, strength, width in lesion["spicules"]:
-            far = (r / size - 0.7) / length
+            far = (r / size - 0.5) / length
             off = np.abs((theta - angle - turn - curl * (r / size - 1) + math.pi) % (2 * math.pi) - math.pi) * r
-            lines += strength * np.exp(-((off / (width * (1.1 - 0.6 * np.clip(far, 0, 1)))) ** 2)) * np.clip(1 - far, 0, 1) * (far > 0)
-        mass[rows, cols] += 0.6 * lesion["contrast"] * lines
+            lines += (
+                strength
+                * np.exp(-((off / (width * (1.1 - 0.6 * np.clip(far, 0, 1)))) ** 2))
+                * np.clip(1 - far, 0, 1)
+                * np.clip(far * 6, 0, 1)
+            )
+        mass[rows, cols] += 0.45 * lesion["contrast"] * lines
     for _ in range(lesion["calcifications"]):
         r, a = own.uniform(0, 0.9), own.uniform(0, 2 * math.pi)
         d2 = (dx - rx * r * math.cos(a)) ** 2 + (dy - ry * r * math.sin(a)) ** 2
@@ -653,7 +732,7 @@ def _mass_insert(lesion: dict, own: np.random.Generator, sx: float, sy: float, e
     return mass, (dx * drawn, dy * drawn), polar.ratio < 1, lesion["contrast"], lesion["kind"]
 
 
-# --- chest --------------------------------------------------------------------------------------------------------------
+# --- chest ------------------------------------------------------------------------------------------------------------
 
 
 def _chest(scene: Scene) -> list[Shot]:
@@ -676,9 +755,13 @@ def _chest(scene: Scene) -> list[Shot]:
         if disease is not None:
             opacity, mask, conspicuity, subtype = _pneumonia_insert(disease, body, parts, gx, gy, own)
         air = parts["lung"] * (1 - opacity)
-        density = 0.62 + parts["fixed"] + 0.035 * tissue - air * (body["air"] - 0.11 * body["vascular"] * parts["vessels"])
+        density = (
+            0.62 + parts["fixed"] + 0.035 * tissue - air * (body["air"] - 0.11 * body["vascular"] * parts["vessels"])
+        )
         grey = film.grey + film.contrast * (density - 0.55)
-        grey = np.where(grey > 0.8, 0.8 + 0.2 * np.tanh((grey - 0.8) * 4), grey) * parts["body"] + 0.02  # the film's shoulder
+        grey = (
+            np.where(grey > 0.8, 0.8 + 0.2 * np.tanh((grey - 0.8) * 4), grey) * parts["body"] + 0.02
+        )  # the film's shoulder
         grey = _blur(grey, film.blur * edge)
         noise = film.noise * _between(0.6, 1.7, hard) * math.sqrt(scene.factor)
         grey += noise * np.sqrt(0.2 + np.clip(1 - grey, 0, 1)) * own.standard_normal((edge, edge), dtype=np.float32)
@@ -693,29 +776,41 @@ CHEST_FILMS = (Film(0.0018, 0.012, 1.15, 0.45), Film(0.0045, 0.024, 0.9, 0.48))
 
 def _chest_anatomy(rng: np.random.Generator) -> dict:
     return dict(
-        apex=rng.uniform(0.09, 0.16), base=rng.uniform(0.74, 0.84), wide=rng.uniform(0.68, 0.82), middle=rng.normal(0, 0.03), lean=rng.normal(0, 0.03),
+        apex=rng.uniform(0.09, 0.16), base=rng.uniform(0.74, 0.84), wide=rng.uniform(0.68, 0.82),
+        middle=rng.normal(0, 0.03), lean=rng.normal(0, 0.03),
         heart=rng.uniform(0.22, 0.4), knob=rng.uniform(0.0, 0.06),
-        dome=rng.uniform(0.06, 0.11), lift=rng.uniform(0.0, 0.035), rib=rng.uniform(0.072, 0.092), phase=rng.uniform(0, 1), slant=rng.uniform(0.0, 0.1),
-        bone=rng.uniform(0.15, 0.24), front=rng.uniform(0.04, 0.1), clavicle=(rng.uniform(0.02, 0.06), rng.uniform(-0.1, 0.0)), spine=rng.uniform(0.075, 0.11),
-        disc=rng.uniform(0.05, 0.062), shoulder=rng.uniform(-0.06, 0.04), bubble=rng.uniform(-0.1, 0.25), air=rng.uniform(0.3, 0.42), vascular=rng.uniform(0.7, 1.3),
-        marker=(rng.random() < 0.5, rng.uniform(0.02, 0.08), rng.uniform(0.04, 0.2)), wall=_curve(rng, 0.006, 4), arms=rng.uniform(0.86, 1.1),
+        dome=rng.uniform(0.06, 0.11), lift=rng.uniform(0.0, 0.035), rib=rng.uniform(0.072, 0.092),
+        phase=rng.uniform(0, 1), slant=rng.uniform(0.0, 0.1),
+        bone=rng.uniform(0.15, 0.24), front=rng.uniform(0.04, 0.1),
+        clavicle=(rng.uniform(0.02, 0.06), rng.uniform(-0.1, 0.0)), spine=rng.uniform(0.075, 0.11),
+        disc=rng.uniform(0.05, 0.062), shoulder=rng.uniform(-0.06, 0.04), bubble=rng.uniform(-0.1, 0.25),
+        air=rng.uniform(0.3, 0.42), vascular=rng.uniform(0.7, 1.3),
+        marker=(rng.random() < 0.5, rng.uniform(0.02, 0.08), rng.uniform(0.04, 0.2)), wall=_curve(rng, 0.006, 4),
+        arms=rng.uniform(0.86, 1.1),
         blade=(rng.uniform(0.66, 0.8), rng.uniform(-0.25, 0.1)), belly=rng.uniform(0.1, 0.2),
     )  # fmt: skip
 
 
 def _chest_parts(body: dict, gx: np.ndarray, gy: np.ndarray, breath: float, vessels: np.ndarray) -> dict:
-    """Soft masks (0…1) and attenuation of what is always there. x runs from −1 (the patient's right) to 1, y from 0 to 1 downwards."""
+    """Soft masks (0…1) and attenuation of what is always there. x runs from −1 (the patient's right) to 1, y from 0 to 1
+    downwards.
+    """
     u = gx - body["middle"] - body["lean"] * (gy - 0.5)
     side = np.abs(u)
     left = u > 0
     base = body["base"] + breath + np.where(left, np.float32(body["lift"]), np.float32(0))
     t = np.clip((gy - body["apex"]) / (base - body["apex"]), 0, 1)
-    wall = body["wide"] * np.sqrt(1 - (1 - t) ** 2.2) + body["wall"](gy) - 0.03 * t**6
+    wall = body["wide"] * np.sqrt(1 - (1 - t) ** 2.2) + body["wall"](gy) - 0.03 * (t * t * t) ** 2
     dome = base - body["dome"] * (1 - ((side - 0.4) / 0.44) ** 2)
     above = _soft((dome - gy) * 130)
-    # the middle shadow: great vessels and spine above, the heart below, whose left border runs obliquely down to its apex
+    # the middle shadow: great vessels and spine above, the heart below, whose left border runs obliquely down
+    # to its apex
     down = np.clip((gy - 0.33) / (base - 0.37), 0, 1.1)
-    belly_of_heart = np.where(left, body["heart"] * down**1.4 * (1.5 - 0.5 * down**4), 0.11 * np.exp(-(((gy - base + 0.15) / 0.14) ** 2)))
+    belly_of_heart = np.where(
+        left,
+        body["heart"] * down**1.4 * (1.5 - 0.5 * (down * down) ** 2),
+        0.11 * np.exp(-(((gy - base + 0.15) / 0.14) ** 2)),
+    )
     knob = np.where(left, body["knob"] * np.exp(-(((gy - 0.3) / 0.05) ** 2)), np.float32(0.0))
     border = 0.12 + 0.07 * np.exp(-(((gy - 0.04) / 0.12) ** 2)) + knob + belly_of_heart
     shadow = _soft((border - side) * 32)
@@ -723,11 +818,12 @@ def _chest_parts(body: dict, gx: np.ndarray, gy: np.ndarray, breath: float, vess
     lung = _soft((wall - side) * 70) * above * (1 - shadow)
     shoulders = _soft((gy - body["shoulder"] - 0.2 * np.clip((side - 0.25) / 0.75, 0, 1.2) ** 1.6) * 80)
     torso = np.maximum(shoulders * _soft((body["arms"] + 0.12 * (0.4 - gy) - side) * 80), _soft((0.26 - side) * 50))
-    # ribs: periodic functions of how far a ray lies below the first rib, behind (flat, strong) and in front (steep, faint)
+    # ribs: periodic functions of how far a ray lies below the first rib, behind (flat, strong) and in front
+    # (steep, faint)
     bend = np.sqrt(np.clip(1 - (side / (body["wide"] + 0.1)) ** 2, 0, 1))
     behind = (gy - body["slant"] * side + 0.17 * bend) / body["rib"] + body["phase"]
     before = (gy + 0.36 * (body["wide"] - side) + 0.1 * bend) / (body["rib"] * 1.12) + 0.4 + body["phase"]
-    caged = _soft((gy - body["apex"] + 0.05) * 50) * _soft((base + 0.08 - gy) * 25)
+    caged = _soft((gy - body["apex"] + 0.05) * 50) * _soft((base + 0.02 - gy) * 22)
     bones = caged * (
         body["bone"] * _rib(behind, 0.2) * _soft((wall + 0.05 - side) * 50) * _soft((side - 0.05) * 50)
         + body["front"] * _rib(before, 0.23) * _soft((wall + 0.02 - side) * 50) * _soft((side - 0.3) * 20)
@@ -735,20 +831,43 @@ def _chest_parts(body: dict, gx: np.ndarray, gy: np.ndarray, breath: float, vess
     collar_y = body["apex"] + body["clavicle"][0] + body["clavicle"][1] * side + 0.12 * (side - 0.4) ** 2
     collar = _tube((gy - collar_y) / 0.018) * _soft((side - 0.1) * 50) * _soft((0.8 - side) * 30)
     blade_x = body["blade"][0] + body["blade"][1] * (gy - 0.3)
-    blade = _soft((side - blade_x) * 80) * _soft((0.46 - gy - 0.5 * (side - 0.7)) * 40) * _soft((gy - body["apex"] - 0.02) * 40)
+    blade = (
+        _soft((side - blade_x) * 80)
+        * _soft((0.46 - gy - 0.5 * (side - 0.7)) * 40)
+        * _soft((gy - body["apex"] - 0.02) * 40)
+    )
     head = _soft((1 - np.hypot((side - 1.0) / 0.17, (gy - body["apex"] - 0.03) / 0.09)) * 12)
-    spine = _soft((body["spine"] - side) * 80) * (0.07 + 0.04 * _soft(np.cos(gy * (2 * math.pi / body["disc"])) * 6 + 3))
+    spine = _soft((body["spine"] - side) * 80) * (
+        0.07 + 0.04 * _soft(np.cos(gy * (2 * math.pi / body["disc"])) * 6 + 3)
+    )
     edges = 0.05 * np.exp(-(((side - body["spine"]) / 0.016) ** 2))
     windpipe = _soft((0.045 - np.abs(u + 0.015)) * 80) * _soft((0.34 - gy) * 50)
     belly = (1 - above) * (1 - 0.5 * heart) * _soft((body["wide"] + 0.14 - side) * 25)
-    fixed = bones + 0.17 * collar + 0.06 * blade + 0.07 * head + spine + edges + 0.1 * heart + 0.11 * shadow + body["belly"] * belly
-    fixed += 0.07 * np.exp(-(((side - wall - 0.03) / 0.04) ** 2)) * above - 0.1 * windpipe - 0.1 * _soft((side - wall - 0.1) * 20)
+    fixed = (
+        bones
+        + 0.17 * collar
+        + 0.06 * blade
+        + 0.07 * head
+        + spine
+        + edges
+        + 0.1 * heart
+        + 0.11 * shadow
+        + body["belly"] * belly
+    )
+    fixed += (
+        0.07 * np.exp(-(((side - wall - 0.03) / 0.04) ** 2)) * above
+        - 0.1 * windpipe
+        - 0.1 * _soft((side - wall - 0.1) * 20)
+    )
     if body["bubble"] > 0:  # air in the stomach
-        fixed -= body["bubble"] * np.exp(-(((u - 0.42) / 0.2) ** 4) - ((gy - dome - 0.075) / 0.045) ** 4)
+        fixed -= body["bubble"] * np.exp(-((((u - 0.42) / 0.2) ** 2) ** 2) - (((gy - dome - 0.075) / 0.045) ** 2) ** 2)
     hx = 0.5 * u - np.where(left, np.float32(0.085), np.float32(-0.085))
     hy = gy - 0.44
     from_hilum = np.hypot(hx, hy)
-    branch = _ridges(_sampled(vessels, np.log(from_hilum + 0.03) * 0.3 + 0.37 * left, np.arctan2(hy, hx) / np.float32(2 * math.pi)), 0.3)
+    branch = _ridges(
+        _sampled(vessels, np.log(from_hilum + 0.03) * 0.3 + 0.37 * left, np.arctan2(hy, hx) / np.float32(2 * math.pi)),
+        0.3,
+    )
     tree = branch * np.exp(-from_hilum / 0.17) * 1.6 + 1.1 * np.exp(-((from_hilum / 0.055) ** 2))
     return dict(lung=lung, body=torso, fixed=fixed, vessels=tree, branch=branch, u=u)
 
@@ -769,9 +888,15 @@ def _pneumonia(rng: np.random.Generator, hard: float, edge: int) -> dict:
     sides = rng.choice([-1, 1], foci) if kind != "perihilar" else np.array([-1, 1])
     scale = _between(1.5, 0.9, hard)
     return dict(
-        kind=kind, strength=rng.uniform(0.7, 1.0) * _between(1.15, 0.45, hard),
-        foci=[(s, *place, *radius) for s, place, radius in zip(sides, rng.uniform((0.2, 0.3), (0.85, 0.92), (foci, 2)), _radii(rng, kind, foci) * scale)],
-        upper=bool(rng.random() < 0.35), fissure=rng.normal(0, 0.12), mottle=_texture(rng, edge, slope=2.8, low=3, high=40), ragged=rng.uniform(0.15, 0.35),
+        kind=kind,
+        strength=rng.uniform(0.7, 1.0) * _between(1.15, 0.45, hard),
+        foci=np.column_stack(
+            [sides, rng.uniform((0.2, 0.3), (0.85, 0.92), (foci, 2)), _radii(rng, kind, foci) * scale]
+        ).tolist(),
+        upper=bool(rng.random() < 0.35),
+        fissure=rng.normal(0, 0.12),
+        mottle=_texture(rng, edge, slope=2.8, low=3, high=40),
+        ragged=rng.uniform(0.15, 0.35),
     )
 
 
@@ -785,7 +910,7 @@ def _pneumonia_insert(disease: dict, body: dict, parts: dict, gx: np.ndarray, gy
     """Share of the air that is replaced by fluid (0…1), its mask, its strength, its kind."""
     u, lung = parts["u"], parts["lung"]
     rough = disease["ragged"] * disease["mottle"]
-    spread = np.exp(own.normal(0, 0.06))
+    spread = math.exp(own.normal(0, 0.06))
     filled = np.zeros_like(lung)
     for side, across, down, rx, ry in disease["foci"]:
         cy = body["apex"] + (body["base"] - body["apex"]) * down
@@ -818,7 +943,9 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return (sizes >= max(sizes.max() / 6, min(sizes.max(), mask.size // 1000)))[parts]
 
 
-_R = np.array([[int(c) for c in row] for row in ("11110", "10001", "10001", "11110", "10100", "10010", "10001")], np.float32)
+_R = np.array(
+    [[int(c) for c in row] for row in ("11110", "10001", "10001", "11110", "10100", "10010", "10001")], np.float32
+)
 
 
 def _marker(grey: np.ndarray, marker: tuple) -> None:
@@ -831,12 +958,14 @@ def _marker(grey: np.ndarray, marker: tuple) -> None:
         np.maximum(part, 0.95 * letter, out=part)
 
 
-# --- cells --------------------------------------------------------------------------------------------------------------
+# --- cells ------------------------------------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
-    """What makes a cell line: diameter (of the frame), length over width, share of rounded-up cells, outline's roughness, arms,
-    granularity, share of the frame covered, clustering (0 scattered, 1 islands), thickness (radians of phase), nucleus, vacuoles."""
+    """What makes a cell line: diameter (of the frame), length over width, share of rounded-up cells, outline's roughness,
+    arms, granularity, share of the frame covered, clustering (0 scattered, 1 islands), thickness (radians of
+    phase), nucleus, vacuoles.
+    """
 
     diameter: float
     length: float
@@ -863,7 +992,9 @@ LINES = (
 
 
 def _line(label: int, difficulty: float) -> Line:
-    """The line's mean parameters: an archetype, or a point between two; drawn towards the mean of all lines as it gets harder."""
+    """The line's mean parameters: an archetype, or a point between two; drawn towards the mean of all lines as it gets
+    harder.
+    """
     table = np.array(LINES)
     if label < len(LINES):
         own = table[label]
@@ -887,9 +1018,15 @@ MICROSCOPES = (Microscope(0.85, 0.010, 1.0, 0.39), Microscope(1.3, 0.022, 0.75, 
 
 
 def _cells(scene: Scene) -> list[Shot]:
-    """Brightfield: cells are phase objects; a little out of focus, phase becomes contrast with a halo (weak-object transfer function)."""
+    """Brightfield: cells are phase objects; a little out of focus, phase becomes contrast with a halo (weak-object
+    transfer function).
+    """
     rng, edge, hard = scene.patient, scene.edge, scene.difficulty
-    line = Line(*(np.array(_line(scene.label, hard)) * np.exp(rng.normal(0, _between(0.06, 0.16, hard), len(Line._fields)))).tolist())
+    line = Line(
+        *(
+            np.array(_line(scene.label, hard)) * np.exp(rng.normal(0, _between(0.06, 0.16, hard), len(Line._fields)))
+        ).tolist()
+    )
     cells = _population(rng, line)
     granules = _texture(rng, edge, slope=1.0, low=24, high=56)
     folds = _texture(rng, edge, slope=3.0, low=8, high=40)
@@ -917,8 +1054,9 @@ _TURNS = 64
 
 
 class Cell(NamedTuple):
-    """Place, half length and half width (frames), angle, phase (radians), rounded up or spread, its outline's radius at 64 angles, the
-    nucleus (place in units of the cell, contrast), vacuoles (places)."""
+    """Place, half length and half width (frames), angle, phase (radians), rounded up or spread, its outline's radius at 64
+    angles, the nucleus (place in units of the cell, contrast), vacuoles (places).
+    """
 
     x: float
     y: float
@@ -934,7 +1072,9 @@ class Cell(NamedTuple):
     def later(self, own: np.random.Generator) -> Cell:
         """The same cell some hours later: it crept, turned and changed a little."""
         dx, dy, turn, da, db = (own.standard_normal(5) * (0.008, 0.008, 0.1, 0.04, 0.04)).tolist()
-        return self._replace(x=self.x + dx, y=self.y + dy, angle=self.angle + turn, a=self.a * math.exp(da), b=self.b * math.exp(db))
+        return self._replace(
+            x=self.x + dx, y=self.y + dy, angle=self.angle + turn, a=self.a * math.exp(da), b=self.b * math.exp(db)
+        )
 
 
 def _population(rng: np.random.Generator, line: Line) -> list[Cell]:
@@ -968,7 +1108,8 @@ def _cell(rng: np.random.Generator, line: Line, x: float, y: float, main: float)
         turn = (theta - rng.uniform(0, 2 * math.pi) + math.pi) % (2 * math.pi) - math.pi
         radius = radius + rng.uniform(0.5, 1.4) * np.exp(-((turn / 0.22) ** 2))
     return Cell(
-        x, y, half * math.sqrt(stretch), half / math.sqrt(stretch), angle, phase * math.exp(rng.normal(0, 0.15)), rounded,
+        x, y, half * math.sqrt(stretch), half / math.sqrt(stretch), angle, phase * math.exp(rng.normal(0, 0.15)),
+        rounded,
         radius.astype(np.float32), (*rng.uniform(-0.15, 0.15, 2).tolist(), 0.0 if rounded else line.nucleus),
         rng.uniform(-0.55, 0.55, (rng.poisson(3 * line.vacuoles), 2)).tolist(),
     )  # fmt: skip
@@ -1002,7 +1143,9 @@ def _thickness(cells: list[Cell], edge: int) -> np.ndarray:
 
 
 def _defocused(phase: np.ndarray, defocus: float) -> np.ndarray:
-    """Relative contrast of a weak phase object: its spectrum times sin(defocus · f²) under the envelope of partial coherence."""
+    """Relative contrast of a weak phase object: its spectrum times sin(defocus · f²) under the envelope of partial
+    coherence.
+    """
     edge = phase.shape[0]
     pad = max(edge // 16, 4)  # mirrored, else the Fourier transform lets one side's cells ring on the other
     wide = fft.rfft2(np.pad(phase, pad, mode="symmetric"))
@@ -1013,7 +1156,7 @@ def _defocused(phase: np.ndarray, defocus: float) -> np.ndarray:
     return fft.irfft2(wide * transfer, s=(edge + 2 * pad, edge + 2 * pad))[pad:-pad, pad:-pad]
 
 
-# --- fractals -----------------------------------------------------------------------------------------------------------
+# --- fractals ---------------------------------------------------------------------------------------------------------
 
 FILLING = 0.2  # least share of a 64 × 64 frame that an attractor must touch
 
@@ -1027,8 +1170,9 @@ class System(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _system(label: int) -> System:
-    """The class's system: contractive maps, probabilities by determinant, drawn until the attractor fills its frame (Kataoka et al.
-    2022); the singular values are drawn as in Anderson & Farrell 2022, which rarely collapse."""
+    """The class's system: contractive maps, probabilities by determinant, drawn until the attractor fills its frame
+    (Kataoka et al. 2022); the singular values are drawn as in Anderson & Farrell 2022, which rarely collapse.
+    """
     rng = np.random.default_rng([20220, label])
     while True:
         count = int(rng.integers(2, 6))
@@ -1061,8 +1205,12 @@ def _with_chances(maps: np.ndarray) -> System:
     return System(maps, size / size.sum())
 
 
-def _orbit(rng: np.random.Generator, system: System, chains: int, steps: int, burn: int = 15) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 2) and the number of the last map of each (n,), by the chaos game of many chains at once; n = (steps − burn) · chains."""
+def _orbit(
+    rng: np.random.Generator, system: System, chains: int, steps: int, burn: int = 15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) and the number of the last map of each (n,), by the chaos game of many chains at once; n = (steps −
+    burn) · chains.
+    """
     pick = np.searchsorted(np.cumsum(system.chances)[:-1], rng.random((steps, chains), dtype=np.float32))
     a, b, c, d, e, f = system.maps.reshape(-1, 6).T.astype(np.float32)[:, pick]
     x = y = np.zeros(chains, np.float32)
@@ -1113,7 +1261,9 @@ def _fractals(scene: Scene) -> list[Shot]:
     if blur:
         image = ndimage.gaussian_filter(image, (blur * edge, blur * edge, 0), truncate=3.0)
     own = scene.exposures()[0]
-    image = image * contrast + noise * _between(0.5, 2.0, hard) * scene.factor**0.5 * own.standard_normal(image.shape, dtype=np.float32)
+    image = image * contrast + noise * _between(0.5, 2.0, hard) * scene.factor**0.5 * own.standard_normal(
+        image.shape, dtype=np.float32
+    )
     return [Shot(np.clip(image, 0, 1), None, "attractor", 0.0)]
 
 
