@@ -2,8 +2,8 @@
 
     python -m mstl.execute 30_target --out runs/smoke/30_target/busi-mstl-lite0-cells --parameters '{"arm": "mstl"}'
 
-The notebook is written to ``<out>/work/notebook.ipynb`` while it runs and moved to ``<out>/notebook.ipynb`` last. When it
-fails it stays there to be read, beside ``log.txt`` whose last line is the one sentence that says why.
+The notebook is written into the folder ``work`` of the run's folder while it runs, and moved out of it last. When it fails
+it stays there to be read, beside ``log.txt`` whose last line is the one sentence that says why.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", help="name of a stage notebook, e.g. 30_target")
     parser.add_argument("--out", required=True, help="the run's folder, relative to the home folder")
     parser.add_argument("--parameters", default="{}", type=json.loads, help="the notebook's parameters as JSON")
-    parser.add_argument("--log", action="store_true", help="write what is said to OUT/work/log.txt instead of the terminal")
+    parser.add_argument("--log", action="store_true", help="write what is said to log.txt in the folder work of OUT instead of the terminal")
     given = parser.parse_args(arguments)
     if given.log:
         _redirect(paths.home(given.out) / "work" / "log.txt")

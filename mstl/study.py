@@ -5,7 +5,7 @@ The first cell after the parameters is always::
     from mstl import study
     run = study.start("30_target", globals())
 
-A run writes into ``<run>/work/`` and moves its results into place at the end, ``run.json`` last: a run without
+A run writes into its folder ``work`` and moves its results into place at the end, ``run.json`` last: a run without
 ``run.json`` is not finished, whatever else lies there. Study files are in :mod:`mstl.studyfile`, ``plan`` in
 :mod:`mstl.planning` and ``estimate`` in :mod:`mstl.estimates`; these names are also found here.
 """
