@@ -121,7 +121,8 @@ def test_a_kill_changes_no_number(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_missing_parent_ends_in_one_sentence_with_the_command_to_run(tmp_path):
-    done = papermill("30_target", tmp_path, "-p", "arm", "ctl", "-p", "parent", "10_source/lite0", "-y", "{options: {n: 60}}")
+    done = papermill("30_target", tmp_path, "-p", "data", "phantom-chest", "-p", "arm", "ctl", "-p", "parent", "10_source/lite0",
+                     "-y", "{options: {n: 120}}")
     assert done.returncode != 0
     said = done.stderr.strip().splitlines()[-1]
     assert "10_source" in said and "papermill" in said and "is missing" in said
