@@ -29,8 +29,8 @@ def auc(score, positive):
 
 @pytest.mark.parametrize("kind", phantoms.MODELS)
 def test_the_bytes_do_not_depend_on_the_workers(kind):
-    one = phantoms.make(kind, n=24, size=32, seed=4, workers=1)
-    four = phantoms.make(kind, n=24, size=32, seed=4, workers=4)
+    one = phantoms.make(kind, n=20, size=32, seed=4, workers=1)
+    four = phantoms.make(kind, n=20, size=32, seed=4, workers=4)
     assert one.hash == four.hash
     assert one.images.tobytes() == four.images.tobytes()
 
@@ -88,7 +88,7 @@ def test_ids_are_numbered_and_the_card_says_simulated(kind):
 
 def test_the_number_of_lines_and_of_fractal_systems_is_chosen_by_the_caller():
     assert phantoms.make("cells", n=20, size=32, n_classes=9).classes[-1] == "line-09"
-    assert len(phantoms.make("fractals", n=250, size=32, n_classes=120).classes) == 120
+    assert len(phantoms.make("fractals", n=202, size=32, n_classes=101).classes) == 101
 
 
 @pytest.mark.parametrize("kind", ("cells", "fractals"))

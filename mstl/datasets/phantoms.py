@@ -688,7 +688,7 @@ def _mass(rng: np.random.Generator, hard: float) -> dict:
         tilt=rng.uniform(0, math.pi),
         outline=_outline(rng, {"round": 0.05, "lobed": 0.13, "spiculated": 0.16}[kind], 4 if kind == "round" else 9),
         soft=rng.uniform(0.06, 0.2) if kind != "spiculated" else rng.uniform(0.15, 0.35),
-        contrast=rng.uniform(1.8, 3.2) * _between(2.6, 0.6, hard),
+        contrast=rng.uniform(1.8, 3.2) * _between(3.0, 0.8, hard),
         pull=(0.05 if kind == "spiculated" else 0.0) * size / 0.15,
         spicules=np.column_stack([
             rng.uniform(0, 2 * math.pi, spicules), rng.normal(0, 0.2, spicules), rng.uniform(0.8, 2.0, spicules),
@@ -886,10 +886,10 @@ def _pneumonia(rng: np.random.Generator, hard: float, edge: int) -> dict:
     kind = str(rng.choice(["lobar", "patchy", "perihilar"], p=[0.4, 0.4, 0.2]))
     foci = {"lobar": 1, "patchy": int(rng.integers(2, 5)), "perihilar": 2}[kind]
     sides = rng.choice([-1, 1], foci) if kind != "perihilar" else np.array([-1, 1])
-    scale = _between(1.5, 0.9, hard)
+    scale = _between(1.6, 1.0, hard)
     return dict(
         kind=kind,
-        strength=rng.uniform(0.7, 1.0) * _between(1.15, 0.45, hard),
+        strength=rng.uniform(0.7, 1.0) * _between(1.2, 0.55, hard),
         foci=np.column_stack(
             [sides, rng.uniform((0.2, 0.3), (0.85, 0.92), (foci, 2)), _radii(rng, kind, foci) * scale]
         ).tolist(),
