@@ -28,6 +28,7 @@ class Card:
     reader      which layout reads it (`archives.READERS`); layout: its settings
     options     what a caller of `load` may set, with the defaults
     channels    1 grey, 3 colour
+    origin      class -> tissue that it comes from, where the classes are cell lines
     """
 
     name: str
@@ -51,6 +52,7 @@ class Card:
     layout: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     simulated: bool = False
+    origin: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -124,6 +126,8 @@ def readme() -> str:
                 )
             if c.notes:
                 lines.append(f"- Known: {c.notes}")
+            if c.origin:
+                lines.append(f"- Tissue of origin: {_origins(c)}.")
             if not c.simulated:
                 lines.append(
                     f"- Address: <{c.url}>" + (f"; DOI [{c.doi}](https://doi.org/{c.doi})" if c.doi else "") + "."
@@ -131,6 +135,11 @@ def readme() -> str:
                 lines.extend(f"- Published `{file}`: {value}." for file, value in c.checksum.items())
             lines.append(f"- Cite: {c.citation}\n")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _origins(card: Card) -> str:
+    tissues = sorted(set(card.origin.values()), key=lambda tissue: (-list(card.origin.values()).count(tissue), tissue))
+    return "; ".join(f"{tissue} ({', '.join(name for name in card.origin if card.origin[name] == tissue)})" for tissue in tissues)
 
 
 def write_readme() -> None:
