@@ -140,6 +140,94 @@ def test_a_torchvision_backbone_without_names_finds_its_layers_in_timms(tmp_path
     torch.testing.assert_close(features(model, x), body(x).flatten(1))
 
 
+# --- RadImageNet's files and vision transformers
+
+
+def radimagenet_like(name, folder, auxiliary=False):
+    """A torchvision network with random weights and statistics, and its file as RadImageNet publishes it."""
+    import torchvision
+
+    options = {"init_weights": False, "aux_logits": auxiliary} if name == "inception_v3" else {}
+    donor = getattr(torchvision.models, name)(weights=None, **options).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in donor.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    body = torch.nn.Sequential(*list(donor.children())[:-1])
+    torch.save({f"backbone.{k}": v for k, v in body.state_dict().items()}, folder / "file.pt")
+    donor.fc = donor.classifier = torch.nn.Identity()
+    return donor, folder / "file.pt"
+
+
+@pytest.mark.parametrize(("name", "tensors", "auxiliary"), [
+    ("resnet50", 318, False), ("densenet121", 725, False), ("inception_v3", 564, False), ("inception_v3", 564, True),
+])
+def test_a_file_laid_out_as_radimagenets_loads_whole_and_gives_torchvisions_features(name, tensors, auxiliary, tmp_path):
+    donor, file = radimagenet_like(name, tmp_path, auxiliary)
+    model = create(name, ["a", "b"], image_size=96, weights=file).eval()
+    assert model.load_report.matched == tensors and all(n.startswith("AuxLogits.") for n in model.load_report.dropped)
+    assert len(model.load_report.missing) == 2, "the fresh head only"
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = (features(model, x) - donor(x)).abs().max()
+    assert difference < 1e-4
+
+
+def test_a_radimagenet_file_of_another_network_is_one_sentence(tmp_path):
+    _, file = radimagenet_like("densenet121", tmp_path)
+    with pytest.raises(MstlError, match="do not fit resnet18: 0 of 120 backbone tensors match") as error:
+        create("resnet18", ["a", "b"], weights=file)
+    assert "\n" not in str(error.value)
+
+
+def test_pixels_can_be_normalised_as_radimagenets_weights_may_have_been(tmp_path):
+    torch.save(small("test_resnet").state_dict(), tmp_path / "w.pth")
+    model = small("test_resnet", weights=tmp_path / "w.pth", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert to_input(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), model.spec)[:, 0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def vit_file(tmp_path_factory):
+    """ViT-Tiny for 224 pixels whose position embedding rises from left to right, with a class token of sevens."""
+    model = create("vit_tiny_patch16_224", ["a", "b"], image_size=224)
+    state = model.state_dict()
+    ramp = torch.linspace(0, 1, 14).repeat(14).view(1, 196, 1)
+    state["pos_embed"] = torch.cat([torch.full((1, 1, 192), 7.0), ramp.expand(-1, -1, 192)], dim=1)
+    file = tmp_path_factory.mktemp("vit") / "vit.safetensors"
+    save_file(state, file)
+    return file, state
+
+
+def test_a_position_embedding_for_224_pixels_is_interpolated_to_96_and_its_class_token_kept(vit_file):
+    model = create("vit_tiny_patch16_224", ["a", "b"], image_size=96, weights=vit_file[0])
+    token, grid = model.pos_embed[0, 0], model.pos_embed[0, 1:, 0].view(6, 6)
+    assert (token == 7).all() and "pos_embed adapted" in str(model.load_report)
+    torch.testing.assert_close(grid, grid[:1].expand(6, 6))
+    assert (grid[0].diff() > 0).all(), "what rises from left to right still does"
+    torch.testing.assert_close(grid[0].mean(), torch.tensor(0.5))
+
+
+def test_patches_of_sixteen_pixels_are_resampled_to_eight_and_see_nearly_the_same(vit_file):
+    model = create("vit_tiny_patch8_224", ["a", "b"], image_size=112, weights=vit_file[0])
+    assert model.load_report.adapted == ["patch_embed.proj.weight"], "the grid of 14 × 14 stays as it was"
+    colours = torch.randn(1, 3, 14, 14, generator=torch.Generator().manual_seed(0))  # one a patch
+    seen = model.patch_embed(torch.kron(colours, torch.ones(8, 8)))
+    big = create("vit_tiny_patch16_224", ["a", "b"], image_size=224, weights=vit_file[0])
+    before = big.patch_embed(torch.kron(colours, torch.ones(16, 16)))
+    assert torch.corrcoef(torch.stack([seen.flatten(), before.flatten()]))[0, 1] > 0.98
+    assert create("vit_tiny_patch8_224", 2, image_size=64, weights=vit_file[0]).load_report.adapted == [
+        "patch_embed.proj.weight", "pos_embed"]
+
+
+def test_a_position_embedding_of_oblong_images_is_refused(vit_file, tmp_path):
+    state = vit_file[1] | {"pos_embed": torch.zeros(1, 1 + 14 * 10, 192)}
+    save_file(state, tmp_path / "oblong.safetensors")
+    with pytest.raises(MstlError, match="of 140 patches, which is no square grid") as error:
+        create("vit_tiny_patch16_224", ["a", "b"], image_size=96, weights=tmp_path / "oblong.safetensors")
+    assert "\n" not in str(error.value)
+
+
 def test_keys_that_do_not_match_are_an_error_and_load_nothing(tmp_path):
     model = small("test_resnet")
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -210,6 +298,9 @@ def test_an_unreachable_hub_is_one_sentence_with_the_way_out(monkeypatch, tmp_pa
     (dict(channels=4), "channels=4"),
     (dict(weights="nowhere.pth"), "no weights file nowhere.pth"),
     (dict(image_size=10), "smaller than a patch"),
+    (dict(image_size=40), "multiple of its patch size"),
+    (dict(image_size=(96, 128)), "images are square"),
+    (dict(backbone="vit_tiny_patch0_224"), "timm has no backbone"),
 ])
 def test_what_cannot_be_built_is_one_sentence(options, words):
     with pytest.raises(MstlError, match=words) as error:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,7 +72,10 @@ def create(
     A number of classes instead of their names also takes over the file's head when it has that many outputs
     (``create("tf_efficientnet_lite0", 1000, weights="imagenet")`` is the ImageNet classifier).
 
-    A vision transformer is built for ``image_size`` and its position embedding interpolated to it. ``grey="adapt"``
+    A vision transformer is built for ``image_size``, a multiple of its patch, and the position embedding of the weights is
+    interpolated to its grid. Its name may give a patch that timm has no name for: "vit_tiny_patch8_224" is timm's
+    "vit_tiny_patch16_224" with patches of 8 pixels, whose filters are resampled (FlexiViT, Beyer et al. 2023); the figure at
+    the end of a name is the size that it was first trained at, and changes nothing. ``grey="adapt"``
     gives grey images a stem with one input channel: the sum of the three colour filters, which equals replicating the
     channel when the three means and deviations are equal. ``mean`` and ``std`` (of pixels scaled to 0..1) are the
     backbone's own unless given; a checkpoint brings its own.
@@ -85,7 +89,7 @@ def create(
     model = _build(backbone, len(names), image_size, inputs, drop_rate, seed)
     cfg = model.pretrained_cfg
     model.spec = Spec(
-        backbone, names, int(image_size), int(channels), grey,
+        backbone, names, image_size, int(channels), grey,
         _per_input(mean or cfg["mean"], inputs), _per_input(std or cfg["std"], inputs), float(drop_rate),
     )
     if weights is not None:
@@ -193,24 +197,41 @@ def _trainable(model: nn.Module, freeze: str) -> set[str]:
 def _build(backbone: str, n_classes: int, image_size: int, inputs: int, drop_rate: float, seed: int) -> nn.Module:
     import timm
 
-    if not timm.is_model(backbone):
-        near = difflib.get_close_matches(backbone, timm.list_models(), n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else "timm.list_models() lists them."
-        raise MstlError(f"timm has no backbone named '{backbone}': {hint}")
-    cfg = timm.get_pretrained_cfg(backbone)
-    options: dict[str, Any] = dict(num_classes=n_classes, in_chans=inputs, drop_rate=drop_rate)
+    name, patch = timm_name(backbone)
+    cfg = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = dict(num_classes=n_classes, in_chans=inputs, drop_rate=drop_rate, **patch)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if cfg is not None and cfg.fixed_input_size:  # transformers are built for one image size
             try:
-                model = timm.create_model(backbone, pretrained=False, img_size=image_size, **options)
-                if 0 in getattr(getattr(model, "patch_embed", None), "grid_size", ()):
-                    raise ValueError("an image is smaller than a patch")
+                model = timm.create_model(name, pretrained=False, img_size=image_size, **options)
+                sides = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))
+                if image_size < max(sides):
+                    raise ValueError(f"an image is smaller than a patch of {max(sides)}")
+                if any(image_size % side for side in sides):  # timm would leave the rest out without a word
+                    raise ValueError(f"a patch is {max(sides)} pixels")
                 return model
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise MstlError(f"timm cannot build '{backbone}' for images of {image_size} pixels ({error}): "
                                 "choose a multiple of its patch size.") from error
-        return timm.create_model(backbone, pretrained=False, **options)
+        return timm.create_model(name, pretrained=False, **options)
+
+
+def timm_name(backbone: str) -> tuple[str, dict[str, int]]:
+    """timm's name of a backbone, and the patch size where it is not the one of that name (see :func:`create`)."""
+    import timm
+
+    if timm.is_model(backbone):
+        return backbone, {}
+    patch = re.search(r"_patch([1-9]\d*)(?=_)", backbone)
+    if patch is not None:
+        for known in ("16", "14", "32"):
+            name = backbone[:patch.start(1)] + known + backbone[patch.end(1):]
+            if timm.is_model(name):
+                return name, {"patch_size": int(patch.group(1))}
+    near = difflib.get_close_matches(backbone, timm.list_models(), n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else "timm.list_models() lists them."
+    raise MstlError(f"timm has no backbone named '{backbone}': {hint}")
 
 
 def _per_input(values: Sequence[float], inputs: int) -> tuple[float, ...]:
@@ -228,5 +249,7 @@ def _check(names: tuple[str, ...], image_size: int, grey: str, channels: int) ->
         raise MstlError(f"grey='{grey}' is unknown: use 'replicate' (repeat the channel) or 'adapt' (sum the stem).")
     if channels not in (1, 3):
         raise MstlError(f"channels={channels} is not possible: images have 1 (grey) or 3 (colour) channels.")
-    if int(image_size) < 8:
+    if isinstance(image_size, bool) or not isinstance(image_size, int):
+        raise MstlError(f"image_size={image_size!r} is not possible: images are square, so give one whole number of pixels.")
+    if image_size < 8:
         raise MstlError(f"image_size={image_size} is too small: use at least 8 pixels.")

@@ -5,11 +5,16 @@ Order: a local file or folder that the user names; the ImageNet weights of Effic
 
 ``load_state_dict(strict=False)`` on a file whose keys are named otherwise loads nothing and says nothing. Here every
 tensor of the backbone must find its match, or nothing is loaded and an error counts what was missing.
+
+RadImageNet's files (ResNet50.pt, DenseNet121.pt, InceptionV3.pt; their licence lets nobody pass them on) name no layer: they hold
+torchvision's networks as ``Sequential(*children()[:-1])`` under ``backbone.``. They load into timm's resnet50, densenet121 and
+inception_v3. How their pixels were normalised is disputed: ``create(..., mean=, std=)`` says it, both 0.5 for pixels in −1…1.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -75,7 +80,7 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], *, source: str,
     from mstl.models.backbones import head_names
 
     own, own_head = model.state_dict(), head_names(model)
-    state, adapted = _translate(model, state)
+    state, adapted = _translate(model, state, source)
     loadable, dropped, missing, wrong = {}, [], [], []
     for name, tensor in own.items():
         given = state.get(name)
@@ -147,7 +152,9 @@ def file_sha256(path: Path) -> str:
 
 
 def _imagenet(model: nn.Module) -> tuple[dict[str, torch.Tensor], str, str]:
-    name = model.spec.backbone
+    from mstl.models.backbones import timm_name
+
+    name, _ = timm_name(model.spec.backbone)
     if name.split(".")[0] == _LITE0:
         path = _lite0_file()
         return dict(zip(_lite0_names(), read_state(path).values(), strict=True)), f"imagenet ({path.name})", file_sha256(path)
@@ -222,7 +229,7 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _translate(model: nn.Module, state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _translate(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The file's tensors under the model's names and in its shapes, where timm or a known layout says how."""
     own = model.state_dict()
     for prefix in _PREFIXES:  # written by wrappers around the model
@@ -230,7 +237,10 @@ def _translate(model: nn.Module, state: dict[str, torch.Tensor]) -> tuple[dict[s
             state = {n.removeprefix(prefix): t for n, t in state.items()}
     if all(re.match(r"\d+\.", n) for n in state):  # nn.Sequential(*children()[:-1]), as RadImageNet writes it
         children = [n for n, _ in model.named_children()]
+        if "Mixed_6e" in children and any(re.match(r"\d+\.fc\.", n) for n in state):  # Inception with its auxiliary classifier
+            children.insert(children.index("Mixed_6e") + 1, "AuxLogits")
         state = {_named_child(n, children): t for n, t in state.items()}
+    _refuse_oblong(model, state, source)
     original = {n: t.shape for n, t in state.items()}
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:  # timm's own: position embeddings of another image size, other spellings
@@ -245,6 +255,17 @@ def _translate(model: nn.Module, state: dict[str, torch.Tensor]) -> tuple[dict[s
         if name in state and name in own and state[name].ndim == 4 and state[name].shape[1] == 3 and own[name].shape[1] == 1:
             state[name] = state[name].sum(dim=1, keepdim=True)
     return state, [n for n, t in state.items() if n in own and n in original and original[n] != t.shape]
+
+
+def _refuse_oblong(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """A position embedding for images that were not square has no unique grid, and is not interpolated."""
+    given, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
+    if given is None or own is None or given.ndim != 3 or given.shape[1] == own.shape[1]:
+        return
+    patches = given.shape[1] - (0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1))
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise MstlError(f"The position embedding in {source} is of {patches} patches, which is no square grid, so nothing was loaded: "
+                        f"use weights of {model.spec.backbone} that were trained on square images.")
 
 
 def _named_child(name: str, children: list[str]) -> str:
