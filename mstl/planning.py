@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from mstl import paths, templates
 from mstl.errors import MstlError
 from mstl.study import RECORD, slug
-from mstl.studyfile import TUNED, Bridge, Lineage, Study, Target, is_weights, read_study, studies
+from mstl.studyfile import TUNED, Analysis, Bridge, Lineage, Study, Target, is_weights, read_study, studies
 
 __all__ = ["PlannedRun", "Study", "finished", "folder", "plan", "read_study", "studies", "verify"]
 
@@ -50,16 +51,21 @@ def plan(study: Study) -> list[PlannedRun]:
     for lineage in study.lineages:
         for name, variant, target in varied:
             for arm in target.arms or study.arms:
-                for bridge in study.bridges if arm == "mstl" else [None]:
+                for bridge in [b for b in study.bridges if b.targets is None or name in b.targets] if arm == "mstl" else [None]:
                     parameters = common | _target(study, lineage, name, variant, target, arm, bridge)
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
     runs += targets
-    runs.append(_run("60_comparison", _comparison(study) | {"predictions": [run.path for run in targets]},
-                     needs=[run.path for run in targets], outputs=["metrics.json"]))
-    committed = sorted(paths.share("data", "reference").glob("30_target/*/predictions.csv"))
-    if study.show_reference and committed:
-        runs.append(_reference(study, committed))
+    for lineage in study.lineages if study.probe.targets else []:
+        before = [run for run in runs if run.stage in ("10_source", "20_bridge") and run.parameters["lineage"] == lineage.name]
+        for name in study.probe.targets:
+            runs.append(_run("35_probe", common | _probe(study, lineage, name, before), needs=[run.path for run in before],
+                             outputs=["predictions.csv", "transferability.csv", "metrics.json"]))
+    main = [run.path for run in targets if _of_main_bridge(study, run.parameters)]
+    runs.append(_run("60_comparison", _comparison(study) | {"predictions": main}, needs=main, outputs=["metrics.json"]))
+    runs += [_analysis(study, entry, runs) for entry in study.analyses]
+    if study.show_reference:
+        runs += _reference(study)
     twice = {run.path for run in runs if [other.path for other in runs].count(run.path) > 1}
     if twice:
         raise MstlError(f"Study {study.name} asks twice for the run {sorted(twice)[0]}: give its lineages, bridges, targets and "
@@ -108,8 +114,18 @@ def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
 
 
 def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict[str, Any]:
+    varied = {key: getattr(bridge, key) for key in ("images", "lines", "n_train", "merge", "merge_to", "control", "grey", "draw")}
     return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "parent": parent, "bridge": bridge.name,
-            "data": bridge.data, "options": bridge.options, "recipe": bridge.recipe.over(study.recipe).parameters(), "seeds": study.seeds}
+            "data": bridge.data, "options": bridge.options, "recipe": bridge.recipe.over(study.recipe).parameters(),
+            "seeds": bridge.seeds or study.seeds} | varied
+
+
+def _probe(study: Study, lineage: Lineage, name: str, before: list[PlannedRun]) -> dict[str, Any]:
+    target = study.targets[name]
+    keys = ("data", "classes", "options", "design", "folds", "draws", "n_train", "n_val", "test", "group_by_cluster", "title")
+    return {key: getattr(target, key) for key in keys} | {
+        "target": name, "lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "seeds": study.seeds,
+        "parents": [run.path for run in before], "sizes": study.probe.sizes, "n_max": study.probe.n_max}
 
 
 def _target(
@@ -122,11 +138,14 @@ def _target(
     parent = {"scratch": "", "ctl": f"10_source/{slug('10_source', {'lineage': lineage.name})}"}.get(arm)
     if bridge is not None:
         parent = f"20_bridge/{slug('20_bridge', {'lineage': lineage.name, 'bridge': bridge.name})}"
+    seeds = target.seeds or (study.scratch_seeds if arm == "scratch" else []) or study.seeds
+    if bridge is not None and bridge.seeds:
+        seeds = [seed for seed in seeds if seed in bridge.seeds]
     keys = ("data", "classes", "options", "design", "folds", "draws", "n_train", "n_val", "test", "group_by_cluster", "title")
     return {key: getattr(target, key) for key in keys} | {
         "target": name, "variant": variant, "arm": arm, "lineage": lineage.name, "backbone": lineage.backbone,
         "source": lineage.source if arm != "scratch" else "", "bridge": bridge.name if bridge else "", "parent": parent,
-        "seeds": target.seeds or (study.scratch_seeds if arm == "scratch" else []) or study.seeds, "recipe": recipe, "lrs": tuning.lrs, "steps": tuning.steps,
+        "seeds": seeds, "recipe": recipe, "lrs": tuning.lrs, "steps": tuning.steps,
         "extra_steps": tuning.scratch_extra_steps if arm == "scratch" else [],
     }
 
@@ -144,16 +163,61 @@ def _comparison(study: Study) -> dict[str, Any]:
         "simulated": any(_simulated(target.data) for target in study.targets.values())}
 
 
-def _reference(study: Study, committed: list[Path]) -> PlannedRun:
-    """The comparison of the reference study, recomputed from its committed predictions with its own declaration.
+def _of_main_bridge(study: Study, parameters: Mapping[str, Any]) -> bool:
+    """Whether a run of the target stage belongs to the comparison of the arms: ablations have analyses of their own."""
+    return not parameters["bridge"] or parameters["bridge"] == study.bridges[0].name
+
+
+def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Mapping[str, Path] | None = None) -> PlannedRun:
+    """An analysis of what ``runs`` leave: it is given what its notebook declares. ``tables``: folders of committed results in
+    the place of the runs."""
+    read = [run.path for run in runs if any(fnmatch.fnmatchcase(run.path, pattern) for pattern in entry.reads)]
+    if not read and entry.reads:
+        raise MstlError(f"Study {study.name}: the analysis {entry.notebook} reads {', '.join(entry.reads)}, which no run of the study "
+                        "matches: name runs as stage/slug, with * for any letters.")
+    if tables is not None:
+        read = [path for path in read if path in tables]
+    declared = templates.parameters(entry.notebook)
+    given = _comparison(study) | {
+        "threads": study.threads, "image_size": study.image_size, "seeds": study.seeds,
+        "bridges": {bridge.name: bridge.model_dump(exclude_defaults=True, exclude={"name", "targets", "seeds"}) for bridge in study.bridges},
+        "predictions": [path for path in read if path.startswith(("30_target/", "35_probe/"))],
+        "scores": [path for path in read if path.startswith("35_probe/")]}
+    parameters = {key: value for key, value in given.items() if key in declared} | entry.parameters
+    if tables is None:
+        return _run(entry.notebook, parameters, name=entry.name, needs=read, outputs=["metrics.json"])
+    placed = {path: os.path.relpath(tables[path], paths.home()) for path in read}
+    for key in ("predictions", "scores"):
+        if key in parameters:
+            parameters[key] = [placed.get(path, path) for path in parameters[key]]
+    files = [table for path in read for table in sorted(tables[path].glob("*.csv")) if table.name != "history.csv"]
+    return _run(entry.notebook, parameters, name=entry.name, outputs=["metrics.json"], files=files)
+
+
+def _reference(study: Study) -> list[PlannedRun]:
+    """The analyses of the reference study, recomputed from its committed tables with its own declaration.
 
     The tables come in the order of the study's file, so that its first target is also the first in every table and figure.
+    An analysis of runs that are not all committed is left out.
     """
-    reference = read_study("reference" if "reference" in studies() else study.name)
-    order = {name: place for place, name in enumerate(reference.targets)}
-    tables = sorted(committed, key=lambda table: (order.get(table.parent.name.split("-")[0], len(order)), table.parent.name))
-    parameters = _comparison(reference) | {"study": study.name, "predictions": [os.path.relpath(table, paths.home()) for table in tables]}
-    return _run("60_comparison", parameters, name="reference", outputs=["metrics.json"], files=tables)
+    tables = {f"{path.parent.parent.name}/{path.parent.name}": path.parent
+              for path in paths.share("data", "reference").glob("*/*/predictions.csv")}
+    if not tables:
+        return []
+    reference = read_study("reference" if "reference" in studies() else study.name).model_copy(update={"show_reference": False})
+    runs = plan(reference)
+    compared = next(run for run in runs if run.stage == "60_comparison")
+    entries = [Analysis(notebook="60_comparison", reads=compared.needs), *reference.analyses]
+    out = []
+    for entry in entries:
+        matched = [run.path for run in runs if any(fnmatch.fnmatchcase(run.path, pattern) for pattern in entry.reads)]
+        committed = [path for path in matched if path in tables]
+        if committed and (committed == matched or entry.notebook == "60_comparison"):
+            own = entry.model_copy(update={"name": "reference" if entry.name == "all" else f"reference-{entry.name}"})
+            run = _analysis(reference, own, runs, tables)
+            parameters = run.parameters | {"study": study.name, "out": f"runs/{study.name}/{run.stage}/{run.slug}"}
+            out.append(PlannedRun(run.stage, run.slug, run.notebook, parameters, run.needs, run.outputs, run.files))
+    return out
 
 
 def _simulated(name: str) -> bool:

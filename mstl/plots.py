@@ -153,3 +153,79 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     if note:
         figure.text(0.01, -0.02, note, fontsize=8, color="0.35", va="top")
     return figure
+
+
+# --- the bridges: probes, measures, ablations ---------------------------------------------------------------------------
+
+
+def probe_dots(table: pd.DataFrame, *, label: str = "AUC of the linear probe, test") -> Figure:
+    """One row a network, one faint point a fold and chain, a mark at their mean: ``model``, ``seed``, ``fold``, ``auc``."""
+    models = list(dict.fromkeys(table["model"]))
+    figure, ax = plt.subplots(figsize=(6.4, 0.3 * len(models) + 1.2))
+    for place, model in enumerate(models):
+        values = table.loc[table["model"] == model, "auc"].to_numpy()
+        colour = palette(["ctl", "mstl"])["ctl" if model == "ctl" else "mstl"]
+        ax.scatter(values, np.full(len(values), -place), s=14, color=colour, alpha=0.35, lw=0)
+        ax.plot(values.mean(), -place, _marker("ctl" if model == "ctl" else "mstl"), color=colour, ms=7, mec="white", mew=0.8)
+    if "ctl" in models:
+        ax.axvline(table.loc[table["model"] == "ctl", "auc"].mean(), color="0.4", lw=1, ls="--")
+    ax.set_yticks([-i for i in range(len(models))], ["ctl (source network)" if m == "ctl" else m for m in models])
+    ax.set_ylim(-len(models) + 0.4, 0.6)
+    ax.set_xlabel(label)
+    return figure
+
+
+def measure_scatter(table: pd.DataFrame, measures: Sequence[str], titles: Mapping[str, str], *, note: str = "") -> Figure:
+    """Performance against each measure, one row of panels a target: ``target``, ``bridge``, ``auc`` and the measures by column
+    name; the source network is a filled square, the chains of a bridge share a colour."""
+    targets = list(dict.fromkeys(table["target"]))
+    bridges = [b for b in dict.fromkeys(table["bridge"]) if b]
+    colours = dict(zip(bridges, sns.color_palette("husl", len(bridges)), strict=True))
+    figure, axes = plt.subplots(len(targets), len(measures), figsize=(2.5 * len(measures) + 0.6, 2.3 * len(targets) + 0.5), squeeze=False,
+                                sharey="row")
+    for row, target in enumerate(targets):
+        for column, name in enumerate(measures):
+            ax, own = axes[row, column], table[(table["target"] == target) & table[name].notna()]
+            for bridge, part in own.groupby("bridge", sort=False):
+                plain = bridge == ""
+                ax.scatter(part[name], part["auc"], s=44 if plain else 22, marker="s" if plain else "o", lw=0.6,
+                           color="0.1" if plain else colours[bridge], edgecolor="white", zorder=3 if plain else 2)
+            ax.locator_params(axis="x", nbins=4)
+            ax.tick_params(labelsize=8)
+            if row == len(targets) - 1:
+                ax.set_xlabel(MEASURE_AXES.get(name, name), fontsize=9)
+            if column == 0:
+                ax.set_ylabel(_titled(titles.get(target, target), 26) + "\nAUC", fontsize=8)
+    figure.text(0.01, -0.01, ("Square: the source network; circles: bridge networks, one colour a bridge. " + note).strip(), fontsize=8,
+                color="0.35", va="top")
+    figure.tight_layout()
+    return figure
+
+
+#: Axis labels of the transferability measures.
+MEASURE_AXES = {"leep": "LEEP (nats)", "nce": "NCE (nats)", "h_score": "H-score", "logme": "LogME (nats)", "gbc": "GBC",
+                "nleep": "N-LEEP (nats)", "transrate": "TransRate (nats)", "parc": "PARC"}
+
+
+def agreement_dots(table: pd.DataFrame, *, ceilings: Mapping[str, float] | None = None, note: str = "") -> Figure:
+    """Kendall's τ with its interval, one row a measure, one panel a target: ``label``, ``measure``, ``kendall``,
+    ``kendall_low``, ``kendall_high``, ``n``; a dotted line marks the ceiling that noise between chains leaves."""
+    labels = list(dict.fromkeys(table["label"]))
+    measures = list(dict.fromkeys(table["measure"]))
+    figure, axes = plt.subplots(1, len(labels), figsize=(2.5 * len(labels) + 1.2, 0.3 * len(measures) + 1.5), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], labels, strict=True):
+        ax.axvline(0, color="0.25", lw=1)
+        if ceilings and name in ceilings and np.isfinite(ceilings[name]):
+            ax.axvline(ceilings[name], color="0.45", lw=1.2, ls=":")
+        for row in table[(table["label"] == name) & table["kendall"].notna()].itertuples():
+            y = -measures.index(row.measure)
+            ax.plot([row.kendall_low, row.kendall_high], [y, y], color=palette(["ctl"])["ctl"], lw=2)
+            ax.plot(row.kendall, y, "o", color=palette(["ctl"])["ctl"], ms=6, mec="white", mew=0.8)
+        ax.set_title(_titled(name, 24), fontsize=9)
+        ax.set(xlim=(-1.05, 1.05))
+        ax.set_xlabel("Kendall's τ", fontsize=9)
+        ax.tick_params(labelsize=8)
+    axes[0][0].set_yticks([-i for i in range(len(measures))], measures)
+    if note:
+        figure.text(0.01, -0.02, note, fontsize=8, color="0.35", va="top")
+    return figure

@@ -92,10 +92,24 @@ class Lineage(_Keys):
 
 
 class Bridge(DataKeys):
-    """The bridge domain between source and target: trained once for every lineage and chain."""
+    """The bridge domain between source and target: trained once for every lineage and chain.
+
+    The first bridge of a study is the one of the arm mstl; further ones are ablations, which vary the data of the first
+    by the keys below or stand in for it, and are compared by the notebooks of ``analyses``.
+    """
 
     name: Name
     recipe: RecipeKeys = RecipeKeys()
+    images: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the images of every class
+    lines: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the classes (cell lines)
+    n_train: Annotated[int, Field(ge=0)] = 0  # this many images, as many of every class as can be; 0: all
+    merge: Literal["", "tissue", "random"] = ""  # classes merged by tissue of origin or at random …
+    merge_to: Annotated[int, Field(ge=0)] = 0  # … to this many
+    control: Literal["", "labels", "statistics"] = ""  # labels: shuffled; statistics: only those of batch normalisation
+    grey: bool = False  # colour images as grey ones
+    draw: Annotated[int, Field(ge=0)] = 0  # which draw of images, lines or merging
+    seeds: list[int] | None = None  # chains; default: the study's
+    targets: list[Name] | None = None  # targets that are fine-tuned from it; default: all
 
 
 class Tuning(_Keys):
@@ -165,6 +179,24 @@ class Comparison(_Keys):
     seed: int = 0
 
 
+class Probe(_Keys):
+    """Frozen features of every checkpoint on these targets: the transferability measures and a linear probe."""
+
+    targets: list[Name] = []
+    sizes: list[Positive] = []  # training images: the probe is trained on so many as well
+    n_max: Positive = 2000  # images that the measures are computed on at most
+
+
+class Analysis(_Keys):
+    """A notebook that reads the results of other runs. It is given what it declares of: the study's seeds, titles, bridges
+    and settings of the comparison; ``predictions`` and ``scores``, the tables of the runs that match ``reads``; and ``parameters``."""
+
+    notebook: str
+    name: Name = "all"
+    reads: list[str] = []  # runs as stage/slug, with * and ?
+    parameters: dict[str, Any] = {}
+
+
 class Study(_Keys):
     """A whole study file."""
 
@@ -182,7 +214,9 @@ class Study(_Keys):
     recipe: RecipeKeys = RecipeKeys()
     tuning: Tuning
     comparison: Comparison = Comparison()
-    show_reference: bool = False  # compare the committed reference predictions too
+    probe: Probe = Probe()
+    analyses: list[Analysis] = []
+    show_reference: bool = False  # analyse the committed tables of the reference study too
 
     @property
     def name(self) -> str:
@@ -271,10 +305,20 @@ def _consistent(study: Study, path: Path) -> Study:
     arms = {arm for target in study.targets.values() for arm in target.arms or study.arms}
     if "mstl" in arms and not study.bridges:
         raise MstlError(f"{path}: the arm mstl needs a bridge, but bridges is empty: name one, or leave mstl out of arms.")
-    for name in study.comparison.family:
-        if name not in study.targets:
-            raise MstlError(f"{path}: comparison.family names the target '{name}', which targets does not have: "
-                            f"{templates.suggestion(name, study.targets)}")
+    named = {"comparison.family": study.comparison.family, "probe.targets": study.probe.targets} | {
+        f"bridges.{bridge.name}.targets": bridge.targets or [] for bridge in study.bridges}
+    for key, names in named.items():
+        for name in names:
+            if name not in study.targets:
+                raise MstlError(f"{path}: {key} names the target '{name}', which targets does not have: "
+                                f"{templates.suggestion(name, study.targets)}")
+    for bridge in study.bridges:
+        if bool(bridge.merge) != bool(bridge.merge_to):
+            raise MstlError(f"{path}: bridges.{bridge.name} needs both merge (tissue or random) and merge_to (a number of classes), or neither.")
+    for entry in study.analyses:
+        if entry.notebook not in templates.stages():
+            raise MstlError(f"{path}: analyses names the notebook '{entry.notebook}', which notebooks/ does not have: "
+                            f"{templates.suggestion(entry.notebook, templates.stages())}")
     for key in ("lineages", "bridges"):
         names = [entry.name for entry in getattr(study, key)]
         for name in names:

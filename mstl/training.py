@@ -234,6 +234,32 @@ def tune(
     return Tuned(final, result, table)
 
 
+def adapt_statistics(model: nn.Module, data: ImageSet, train: np.ndarray, recipe: Recipe) -> int:
+    """Show ``model`` the training rows for the steps, batches and augmentation of ``recipe``, and change no weight: only the
+    running means and variances of batch normalisation take up the images. Returns the number of steps.
+
+    The control for what a stage teaches beyond the look of its images. Raises MstlError for a model without batch
+    normalisation, where nothing would change.
+    """
+    from mstl.augmentation import preset
+
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats for module in model.modules()):
+        raise MstlError(f"{model.spec.backbone} has no batch normalisation, so it has no statistics to adapt: leave this control out for it.")
+    augment = preset(recipe.augmentation, model.spec.image_size).train if recipe.augmentation != "none" else None
+    per_epoch = _steps_per_epoch(len(train), recipe.batch_size, 1)
+    total, device, step = recipe.steps or recipe.epochs * per_epoch, next(model.parameters()).device, 0
+    model.train()
+    with _torch_settings(recipe), torch.no_grad():
+        while step < total:
+            order = train[_seed(recipe.seed, step // per_epoch + 1, 0).permutation(len(train))]
+            for batch in range(min(per_epoch, total - step)):
+                rows = order[batch * recipe.batch_size:(batch + 1) * recipe.batch_size]
+                model(_batch(model, data, rows, device, augment))
+                step += 1
+    model.eval()
+    return step
+
+
 def predict(model: nn.Module, data: ImageSet, index: np.ndarray | None = None, *, batch_size: int = 256) -> np.ndarray:
     """Class probabilities of the rows ``index`` of ``data`` (default all): float64 (n, C), rows add up to 1."""
     logits = _forward(model, data, _rows(data, index, model.spec), batch_size, model)

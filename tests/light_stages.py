@@ -25,7 +25,9 @@ PARAMETERS = {
     "10_source": MODEL + 'lineage: str = "lite0"\nbackbone: str = "tf_efficientnet_lite0"\nsource: str = "imagenet"\noptions: dict = {}\n'
                          "recipe: dict = {}\nseed: int = 0\n",
     "20_bridge": MODEL + 'lineage: str = "lite0"\nbackbone: str = "tf_efficientnet_lite0"\nsource: str = "imagenet"\nparent: str = ""\n'
-                         'bridge: str = "cells"\ndata: str = "phantom-cells"\noptions: dict = {}\nrecipe: dict = {}\nseeds: list = [0]\n',
+                         'bridge: str = "cells"\ndata: str = "phantom-cells"\noptions: dict = {}\nrecipe: dict = {}\nseeds: list = [0]\n'
+                         'images: float = 1.0\nlines: float = 1.0\nn_train: int = 0\nmerge: str = ""   # tissue | random\nmerge_to: int = 0\n'
+                         'control: str = ""   # labels | statistics\ngrey: bool = False\ndraw: int = 0\n',
     "30_target": MODEL + 'target: str = "busi"\nvariant: str = ""\ndata: str = "busi"\nclasses: list = []\noptions: dict = {}\n'
                          'arm: str = "mstl"   # scratch | ctl | mstl\nlineage: str = "lite0"\nbackbone: str = "tf_efficientnet_lite0"\n'
                          'source: str = "imagenet"\nbridge: str = "cells"\nparent: str = ""\n'

@@ -335,7 +335,7 @@ def test_two_lineages_of_one_backbone_do_not_train_the_same_scratch_models_at_on
 def test_the_reference_predictions_are_compared_when_the_study_shows_them(place):
     path = changed(place, "study: light", "study: light\nshow_reference: true")
     assert "reference" not in [run.slug for run in planning.plan(planning.read_study(path))]
-    table = place / "data" / "reference" / "30_target" / "busi-ctl-lite0" / "predictions.csv"
+    table = place / "data" / "reference" / "30_target" / "chest-ctl-lite0" / "predictions.csv"
     table.parent.mkdir(parents=True)
     table.write_text("")
     run = planning.plan(planning.read_study(path))[-1]

@@ -449,9 +449,9 @@ def test_parc_of_a_part_is_fixed_by_its_seed_keeps_every_class_and_is_near_parc_
     assert part == parc(f, y, max_samples=200, seed=4)
     assert part != parc(f, y, max_samples=200, seed=5)
     assert part == pytest.approx(parc(f, y), abs=6)
-    from mstl.metrics.transferability import _stratified_part
+    from mstl.metrics.transferability import stratified_part
 
-    rows = _stratified_part(y, 200, seed=4)
+    rows = stratified_part(y, 200, seed=4)
     assert len(set(rows)) == 200 and set(y[rows]) == {0, 1, 2}
     assert (y[rows] == 1).mean() == pytest.approx((y == 1).mean(), abs=0.01)
 

@@ -284,7 +284,7 @@ def parc(
     if len(f) < 3:
         raise MstlError("PARC compares pairs of images and needs at least 3 images, here are 2")
     if len(f) > limit:
-        part = _stratified_part(y, limit, seed)
+        part = stratified_part(y, limit, seed)
         f, y = f[part], y[part]
     f = (f - f.mean(axis=0)) / np.where(_varying(f), f.std(axis=0), np.inf)
     upper = np.triu_indices(len(f), 1)
@@ -621,7 +621,7 @@ def _row_correlations(f: Floats) -> Floats:
     return f @ f.T
 
 
-def _stratified_part(y: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+def stratified_part(y: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
     """``size`` rows, at least one of each class, classes otherwise as frequent as in the whole."""
     order = np.random.default_rng(seed).permutation(len(y))
     place = np.empty(len(y))

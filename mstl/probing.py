@@ -1,0 +1,200 @@
+"""Frozen features of a checkpoint on a target: the transferability measures, and what a linear probe reads from them.
+
+>>> seen = describe(checkpoint_folder, data)            # features (N, D) and, where the head was trained, its probabilities
+>>> measure(seen.features[train], data.labels[train], source_probs=seen.probabilities[train])
+>>> probe(seen.features, data.labels, split)            # logistic regression, strength chosen on validation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mstl.errors import MstlError
+from mstl.metrics import transferability
+from mstl.ranking import MEASURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mstl.datasets.imageset import ImageSet
+    from mstl.datasets.splits import Split
+
+#: What the probe's validation chooses from: the penalty is |w|²/(2 S) beside the mean loss.
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network makes of a set: ``features`` float32 (N, D) before its head, ``probabilities`` float64 (N, K) of its
+    head (None where the head was never trained) and the ``lineage`` of its checkpoint."""
+
+    features: np.ndarray
+    probabilities: np.ndarray | None
+    lineage: list[dict]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe: probabilities float64 (n, C) of the validation and test rows, and the penalty chosen."""
+
+    val: np.ndarray
+    test: np.ndarray
+    strength: float
+
+
+def networks(places: Sequence[Path], seeds: Sequence[int]) -> pd.DataFrame:
+    """The checkpoints of finished source and bridge runs, one row each: ``hop``, ``bridge`` ("" for the source), ``seed``,
+    ``seeds`` (the chains that start from it: the source network is one for all) and ``folder``."""
+    import pandas as pd
+
+    from mstl import checkpoints
+
+    rows = []
+    for place in map(Path, places):
+        inside = sorted((place / "checkpoint").glob("seed*"), key=lambda folder: int(folder.name[4:]))
+        if not inside:
+            rows.append({"hop": "source → target", "bridge": "", "seed": int(seeds[0]), "seeds": list(seeds), "folder": place / "checkpoint"})
+            continue
+        name = json.loads((place / "run.json").read_text(encoding="utf-8"))["parameters"]["bridge"]
+        rows += [{"hop": "bridge → target", "bridge": name, "seed": int(folder.name[4:]), "seeds": [int(folder.name[4:])], "folder": folder}
+                 for folder in inside if int(folder.name[4:]) in seeds]
+    if not rows:
+        raise MstlError("No source or bridge run was given, so there is no network to look through: name one, for example 10_source/lite0.")
+    for row in rows:
+        checkpoints.read(row["folder"])
+    return pd.DataFrame(rows)
+
+
+def describe(folder: str | Path, data: ImageSet, *, cache: Path | None = None) -> Seen:
+    """Features and head probabilities of every image of ``data`` from the checkpoint in ``folder``.
+
+    The network is not changed. ``cache``: a folder where the arrays are kept, named by everything that decides them.
+    Raises MstlError for a folder without a checkpoint and for images of another size than the network's.
+    """
+    from mstl import checkpoints, training
+
+    record = checkpoints.read(folder)
+    if record.spec.image_size != data.size:
+        raise MstlError(f"The network in {folder} takes images of {record.spec.image_size} px, but {data.name} was prepared at {data.size} px: "
+                        "prepare it at the network's size.")
+    trained = (record.extra or {}).get("head", "trained") in ("trained", "labels")
+    kept = None
+    if cache is not None:
+        key = hashlib.sha256("\0".join((record.sha256, data.hash, training.code_fingerprint())).encode()).hexdigest()
+        kept = cache / f"features-{key[:16]}.npz"
+        if kept.is_file():
+            with np.load(kept, allow_pickle=False) as arrays:
+                return Seen(arrays["features"], arrays["probabilities"] if trained else None, record.lineage, record.sha256)
+    model = _fitting(checkpoints.load(folder), data)
+    features = training.extract_features(model, data)
+    probabilities = training.predict(model, data) if trained else np.zeros((0, 0))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        aside = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
+        np.savez(aside, features=features, probabilities=probabilities)
+        os.replace(aside, kept)
+    return Seen(features, probabilities if trained else None, record.lineage, record.sha256)
+
+
+def _fitting(model, data: ImageSet):
+    """The model told how many channels the images have; three are made of one where it expects three."""
+    from dataclasses import replace
+
+    if model.spec.channels != data.images.shape[-1]:
+        if model.spec.grey == "adapt":
+            raise MstlError(f"The network takes {model.spec.channels} channel(s) and {data.name} has {data.images.shape[-1]}: "
+                            "take one made with grey='replicate'.")
+        model.spec = replace(model.spec, channels=data.images.shape[-1])
+    return model
+
+
+def measure(
+    features: np.ndarray, labels: np.ndarray, *, source_probs: np.ndarray | None = None, names: Sequence[str] = tuple(MEASURES),
+    n_max: int = 2000, seed: int = 0,
+) -> dict[str, float | None]:
+    """Each measure of ``names`` (see ``MEASURES``) on features (N, D) and labels (N,), larger is better; at most ``n_max``
+    images, the same for every network of one ``seed``. A measure that does not exist here is None: LEEP and NCE without
+    ``source_probs`` (N, K), or what :mod:`mstl.metrics.transferability` refuses for these features.
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise MstlError(f"The transferability measure '{name}' does not exist: there are {', '.join(MEASURES)}.")
+    labels = np.asarray(labels)
+    rows = transferability.stratified_part(np.unique(labels, return_inverse=True)[1], n_max, seed) if len(labels) > n_max else slice(None)
+    features, labels = np.asarray(features, float)[rows], labels[rows]
+    theta = None if source_probs is None else np.asarray(source_probs, float)[rows]
+    calls: dict[str, Callable[[], float]] = {
+        "leep": lambda: transferability.leep(theta, labels),
+        "nce": lambda: transferability.nce(theta.argmax(1), labels),
+    }
+    if not np.isfinite(features).all():
+        raise MstlError("The features hold values that are not finite, so the network is damaged: take another checkpoint.")
+    out: dict[str, float | None] = {}
+    for name in names:
+        if MEASURES[name][1]:
+            out[name] = None if theta is None else calls[name]()
+            continue
+        function = getattr(transferability, name)
+        out[name] = _or_none(lambda f=function, more=({"seed": seed} if name in ("nleep", "parc") else {}): f(features, labels, **more))
+    return out
+
+
+def _or_none(call: Callable[[], float]) -> float | None:
+    try:
+        return float(call())
+    except MstlError:  # for example fewer images than components: said as an absent value in the table
+        return None
+
+
+def probe(features: np.ndarray, labels: np.ndarray, split: Split, *, n_classes: int, train: np.ndarray | None = None) -> Probe:
+    """Logistic regression on the features (N, D), standardised on the training rows, its L2 penalty chosen by the loss on
+    the validation rows; no refit. ``train``: fewer training rows than the split has."""
+    from scipy.special import log_softmax
+    from sklearn.linear_model import LogisticRegression
+
+    train = split.train if train is None else train
+    x = np.asarray(features, float)
+    mean, sd = x[train].mean(0), x[train].std(0)
+    x = (x - mean) / np.where(sd > 1e-8, sd, 1.0)
+    present = np.unique(labels[train])
+    if len(present) < n_classes:
+        raise MstlError(f"The training part has images of {len(present)} of {n_classes} classes, so a probe cannot learn the others: "
+                        "take more training images.")
+    best = None
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength / len(train), max_iter=2000)
+        model.fit(x[train], labels[train])
+        score = _logits(model, x[split.val])
+        loss = -log_softmax(score, axis=1)[np.arange(len(split.val)), labels[split.val]].mean()
+        if best is None or loss < best[0]:
+            best = (loss, strength, np.exp(log_softmax(score, axis=1)), np.exp(log_softmax(_logits(model, x[split.test]), axis=1)))
+    return Probe(best[2], best[3], best[1])
+
+
+def probe_sizes(features: np.ndarray, data: ImageSet, split: Split, sizes: Sequence[int]) -> list[tuple[str, int, Probe]]:
+    """Probes on so many training images of the split each, smaller sets inside larger ones; 0: on all. Sizes that the training
+    part does not reach are left out. Returns (variant, training images, probe), the variant "probe" or "probe_n<size>"."""
+    from mstl.datasets import subsets
+
+    fitted = []
+    for size in sizes:
+        if size > len(split.train):
+            continue
+        train = subsets.take(data, split.train, size, seed=split.fold) if size else split.train
+        fitted.append((f"probe_n{size}" if size else "probe", len(train),
+                       probe(features, data.labels, split, n_classes=len(data.classes), train=train)))
+    return fitted
+
+
+def _logits(model, x: np.ndarray) -> np.ndarray:
+    score = model.decision_function(x)
+    return np.stack([np.zeros(len(score)), score], 1) if score.ndim == 1 else score

@@ -1,0 +1,166 @@
+"""Do the transferability measures say beforehand which start is best? From the tables of the probe stage to the answer.
+
+The unit is a *checkpoint of one target*: the source network, or the bridge network of one chain. Its measures are means over the
+folds or draws of the target's training part; its performance is the mean over the same folds of the test AUC, reached by
+fine-tuning or by a linear probe. Measures are compared within a target and backbone only, and those that read a source head (LEEP,
+NCE) only between heads with equally many classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mstl import predictions
+from mstl.errors import MstlError
+from mstl.metrics import roc, transferability
+
+#: Columns of ``transferability.csv``: measures by name, as they are shown; True: it reads a trained source head.
+MEASURES: Mapping[str, tuple[str, bool]] = {
+    "leep": ("LEEP", True), "nce": ("NCE", True), "h_score": ("H-score", False), "logme": ("LogME", False), "gbc": ("GBC", False),
+    "nleep": ("N-LEEP", False), "transrate": ("TransRate", False), "parc": ("PARC", False),
+}
+BLOCK = ["target", "backbone"]
+_KEYS = [*BLOCK, "source", "bridge", "hop", "seed"]
+
+
+def read(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
+    """The transferability tables of probe runs (folders, or CSV files) as one; raises MstlError for a table that is none."""
+    tables = []
+    for place in places:
+        path = Path(place) / "transferability.csv" if Path(place).is_dir() else Path(place)
+        if path.name == "predictions.csv":
+            path = path.with_name("transferability.csv")
+        if not path.is_file():
+            raise MstlError(f"There is no transferability table {path}: run the probe stage (notebooks/35_probe.ipynb) that writes it.")
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"bridge": str, "source": str})
+        missing = [name for name in [*_KEYS, "fold", "n", "source_classes"] if name not in table]
+        if missing:
+            raise MstlError(f"{path} lacks the column '{missing[0]}', so it is no transferability table: give what the probe stage writes.")
+        tables.append(table.assign(bridge=table["bridge"].fillna(""), source=table["source"].fillna("")))
+    if not tables:
+        raise MstlError("No transferability table was given: name at least one run of the probe stage (35_probe/…).")
+    return pd.concat(tables, ignore_index=True)
+
+
+def reached(table: pd.DataFrame) -> pd.DataFrame:
+    """Test AUC of every model, chain and fold of a checked predictions table: ``target, backbone, variant, bridge, seed, fold, auc``,
+    arms ctl and mstl only; several classes: one against the rest, macro mean."""
+    rows = []
+    test = table[(table["split"] == "test") & table["arm"].isin(["ctl", "mstl"])]
+    for (target, variant), task in test.groupby(["target", "variant"], sort=False):
+        names = predictions.classes(task)
+        score = task[[f"p_{name}" for name in names]].to_numpy(float)
+        truth = task["y_true"].map({name: i for i, name in enumerate(names)}).to_numpy()
+        place = pd.Series(np.arange(len(task)), index=task.index)
+        for (backbone, bridge, seed, fold), part in task.groupby(["backbone", "bridge", "seed", "fold"], sort=False):
+            own = place[part.index].to_numpy()
+            area = (roc.auc(truth[own], score[own, 1]) if len(names) == 2 else
+                    float(np.mean([roc.auc(truth[own] == k, score[own, k]) for k in range(len(names))])))
+            rows.append({"target": target, "backbone": backbone, "variant": variant, "bridge": bridge, "seed": int(seed),
+                         "fold": int(fold), "auc": area})
+    if not rows:
+        raise MstlError("The predictions hold no test images of the arms ctl and mstl, so no performance stands beside the measures.")
+    return pd.DataFrame(rows)
+
+
+def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """One row a checkpoint, target and way to use it: its measures and the performance reached from it.
+
+    Columns: target, backbone, source, bridge, hop, seed, way ("linear probe" or "fine-tuning"), auc, n_runs (fits averaged),
+    n (training images), source_classes, and the measures. The source network starts every chain: its performance is the mean over
+    them. Only the plain runs count, no other variants.
+    """
+    names = [name for name in MEASURES if name in scores]
+    mean = scores.groupby(_KEYS, sort=False, dropna=False)[[*names, "n", "source_classes"]].mean().reset_index()
+    auc = reached(table)
+    auc = auc[auc["variant"].isin(["", "probe"])]
+    auc["way"] = np.where(auc["variant"] == "probe", "linear probe", "fine-tuning")
+    rows = []
+    for row in mean.to_dict("records"):
+        own = auc[(auc["target"] == row["target"]) & (auc["backbone"] == row["backbone"]) & (auc["bridge"] == row["bridge"])]
+        own = own if not row["bridge"] else own[own["seed"] == row["seed"]]
+        for way, part in own.groupby("way", sort=False):
+            rows.append(row | {"way": way, "auc": part["auc"].mean(), "n_runs": len(part)})
+    if not rows:
+        raise MstlError("No checkpoint of the transferability tables has predictions: give the predictions of the same study.")
+    return pd.DataFrame(rows)
+
+
+def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """How well each measure followed performance, one row a target, backbone, way and measure: ``n``, ``n_groups`` and Pearson's r,
+    Kendall's τ and weighted τ with intervals (``pearson``, ``pearson_low`` …), ``note`` where it does not exist.
+
+    The chains of one bridge are one group of the bootstrap. A measure of the source head is compared among the checkpoints with
+    the most common number of source classes; ``source_classes`` is that number.
+    """
+    rows = []
+    for key, block in table.groupby([*BLOCK, "way"], sort=False):
+        for name, (shown, head) in MEASURES.items():
+            if name not in block:
+                continue
+            own = block[block[name].notna()]
+            common = None
+            if head and len(own):
+                common = int(own["source_classes"].mode().iloc[0])
+                own = own[own["source_classes"] == common]
+            row = dict(zip([*BLOCK, "way"], key, strict=True)) | {"measure": shown, "n": len(own), "n_groups": own["bridge"].nunique(),
+                                                                  "source_classes": common, "note": ""}
+            try:
+                found = transferability.agreement(own[name], own["auc"], groups=own["bridge"], level=level, n_resamples=n_resamples, seed=seed)
+            except MstlError as absent:
+                rows.append(row | {"note": str(absent)})
+                continue
+            for field in ("pearson", "kendall", "weighted_kendall"):
+                one = getattr(found, field)
+                row |= {field: one.estimate, f"{field}_low": one.low, f"{field}_high": one.high, "note": one.note}
+            rows.append(row)
+    columns = [f"{c}{end}" for c in ("pearson", "kendall", "weighted_kendall") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows).reindex(columns=[*BLOCK, "way", "measure", "n", "n_groups", "source_classes", *columns, "note"])
+
+
+def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """The best Kendall τ that noise between chains leaves to a perfect measure, one row a target, backbone and way; bridges that all
+    chains have. ``note`` says where it does not exist."""
+    rows = []
+    for key, block in table.groupby([*BLOCK, "way"], sort=False):
+        wide = block[block["bridge"] != ""].pivot_table(index="bridge", columns="seed", values="auc").dropna()
+        row = dict(zip([*BLOCK, "way"], key, strict=True)) | {"bridges": len(wide), "chains": wide.shape[1], "note": ""}
+        try:
+            found = transferability.reliability_ceiling(wide.to_numpy(), averaged=1, common_seeds=True, level=level, seed=seed)
+        except MstlError as absent:
+            rows.append(row | {"note": str(absent)})
+            continue
+        rows.append(row | {"between": found.between, "within": found.within, "reliability": found.reliability.estimate,
+                           "kendall": found.kendall.estimate, "kendall_low": found.kendall.low, "kendall_high": found.kendall.high,
+                           "note": found.kendall.note})
+    return pd.DataFrame(rows)
+
+
+def answer(found: pd.DataFrame, *, measures: Sequence[str] = ("LEEP", "NCE", "H-score"), simulated: bool = False) -> str:
+    """The agreement of the named measures with performance in words of a fixed form, generated from the numbers alone."""
+    own = found[found["measure"].isin(measures) & found["kendall"].notna()]
+    if own.empty:
+        return "Too few checkpoints stand behind this page to say how the measures follow performance."
+    clear = own[own["kendall_low"] > 0]
+    wrong = own[own["kendall_high"] < 0]
+    images = "simulated images (which check the machinery, not the claim)" if simulated else "real images"
+    low, high = own["kendall"].min(), own["kendall"].max()
+    text = (f"On {images}, Kendall's τ between {', '.join(measures[:-1])} or {measures[-1]} and the AUC reached ran from {low:+.2f} to {high:+.2f} over "
+            f"{len(own)} comparisons of {own['n'].min()}" + (f" to {own['n'].max()}" if own["n"].max() > own["n"].min() else "") + " checkpoints: "
+            f"its interval lay above zero in {len(clear)} of them" + (f" and below zero in {len(wrong)}" if len(wrong) else "") + ".")
+    return text.replace("-", "−").replace("H−score", "H-score")
+
+
+def by_three(level_r: float = 0.95) -> dict[str, float]:
+    """What a correlation over three arms is worth: the two-sided p-value of r = ``level_r`` at n = 3 (t with one degree of freedom),
+    and the r that n = 3 needs for p = 0.05."""
+    from scipy import stats
+
+    t = level_r / np.sqrt(1 - level_r**2)
+    needed = stats.t.ppf(0.975, 1)
+    return {"p_value": float(2 * stats.t.sf(t, 1)), "needed": float(needed / np.sqrt(1 + needed**2))}
