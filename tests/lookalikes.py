@@ -6,6 +6,7 @@ Each maker returns {member name: bytes}; `pack` writes them as a .zip, .tar, .ta
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -133,12 +134,12 @@ def cells(lines: tuple[str, ...], frames: int = 2, height: int = 200, width: int
 def class_folders(
     classes: tuple[str, ...], splits: dict[str, int], root: str, channels: int = 1, size: int = 32
 ) -> dict[str, bytes]:
-    """`root/SPLIT/CLASS/0001.png`, as many images a class as `splits` says."""
+    """`root/SPLIT/CLASS/0001.png` (no folder for the split ""), as many images a class as `splits` says."""
     files = {}
     for split, count in splits.items():
         for c, name in enumerate(classes):
             for i in range(count):
-                files[f"{root}/{split}/{name}/{i + 1:04d}.png"] = encoded(
+                files[f"{root}/{split}/{name}/{i + 1:04d}.png".replace("//", "/")] = encoded(
                     noise(1000 * c + 10 * i + len(split), size, size, channels)
                 )
     return files
@@ -161,6 +162,41 @@ def bone() -> dict[str, bytes]:
             files[f"bone_fracture/{split}/images/{stem}.jpg"] = encoded(noise(i + len(split), 40, 80), "JPEG")
             files[f"bone_fracture/{split}/labels/{stem}.txt"] = text.encode()
     return files
+
+
+def kvasir(frames: int = 4, height: int = 200, width: int = 240) -> dict[str, bytes]:
+    """Frames of reddish tissue with black corners, a caption at the left and a bright polyp each; boxes are in pixels of originals twice
+    as large. The polyp of the last frame leaves no room beside it; that of the third is smaller than a patch and lies in two parts."""
+    files, table = {}, {}
+    y, x = np.mgrid[:height, :width]
+    for i in range(frames):
+        pixels = np.stack([0 * x + 180, 80 + x // 8, 60 + y // 8], 2) + np.random.default_rng(i).integers(0, 20, (height, width, 1))
+        if i == frames - 1:
+            boxes = [(40, 20, 220, 180)]
+        else:
+            boxes = [(60, 60, 90, 84), (100, 70, 110, 90)] if i == 2 else [(140, 90, 190 + 10 * i, 150)]
+        mask = np.zeros((height, width), bool)
+        for x0, y0, x1, y1 in boxes:
+            mask |= ((x + 0.5 - (x0 + x1) / 2) / (x1 - x0)) ** 2 + ((y + 0.5 - (y0 + y1) / 2) / (y1 - y0)) ** 2 < 0.25
+        pixels[mask] += (40, 70, 60)
+        pixels[20:60, 2:30:2] = 255
+        pixels[(x + y < 40) | (x + y > height + width - 40) | (x - y > width - 30) | ((y > height - 60) & (x < 50))] = 2
+        stem = f"cju{i:05d}"
+        files[f"Kvasir-SEG/images/{stem}.jpg"] = encoded(pixels.clip(0, 255).astype(np.uint8), "JPEG")
+        files[f"Kvasir-SEG/masks/{stem}.jpg"] = encoded(mask.astype(np.uint8) * 255, "JPEG")
+        corners = [dict(zip(("xmin", "ymin", "xmax", "ymax"), [2 * v for v in box]), label="polyp") for box in boxes]
+        table[stem] = {"height": 2 * height, "width": 2 * width, "bbox": corners}
+    files["Kvasir-SEG/kavsir_bboxes.json"] = json.dumps(table).encode()
+    return files
+
+
+def eyes() -> dict[str, bytes]:
+    """Class folders of several sources: both eyes of patient 951, one of patient 17, and files that name no patient."""
+    names = ["normal/951_left.jpg", "normal/951_right.jpg", "diabetic_retinopathy/17_left.jpeg", "diabetic_retinopathy/44_right.jpeg",
+             "cataract/_12_9876.jpg", "cataract/cataract_098.png", "glaucoma/_9_9966988.jpg", "glaucoma/Glaucoma_001.png"]  # fmt: skip
+    return {
+        f"dataset/{name}": encoded(noise(i, 40, 40, 3), "PNG" if name.endswith("png") else "JPEG") for i, name in enumerate(names)
+    }
 
 
 def medmnist(

@@ -59,7 +59,9 @@ def test_every_card_is_complete_and_names_a_reader_that_exists():
         assert card.role in {"source", "bridge", "target"} and card.channels in (1, 3) and card.reader in readers, (
             card.name
         )
-        assert card.simulated or (card.url.startswith("http") and card.archive and len(card.classes) >= 2), card.name
+        least = 1 if card.layout.get("task") == "whole" and card.reader == "masked_frames" else 2
+        assert card.simulated or (card.url.startswith("http") and card.archive and len(card.classes) >= least), card.name
+        assert not card.origin or card.simulated or set(card.origin) == set(card.classes), card.name
         assert len(set(card.classes)) == len(card.classes)
         assert all(
             value.split(":")[0] in {"sha256", "md5"} for value in [*card.checksum.values(), *card.known.values()]
@@ -73,6 +75,11 @@ def test_every_card_is_complete_and_names_a_reader_that_exists():
         "cells-brightfield",
         "cifar10",
         "bone-fracture",
+        "hep2-cells",
+        "kvasir-seg",
+        "kvasir-segmentation",
+        "eye-diseases",
+        "mednist",
         "pneumoniamnist",
         "breastmnist",
         "phantom-ultrasound",
@@ -393,6 +400,99 @@ def test_cells_are_cut_at_native_resolution_above_the_scale_bar(tmp_path):
     fewer = datasets.load("cells-brightfield", 48, tmp_path, crops_per_frame=3)
     fewest = datasets.load("cells-brightfield", 48, tmp_path, crops_per_frame=2)
     assert len(fewer) == 180 and set(fewest.ids) < set(fewer.ids) < set(data.ids)
+
+
+def test_a_polyp_and_a_background_patch_are_cut_from_each_frame_where_there_is_room(tmp_path):
+    files = lookalikes.kvasir()
+    lookalikes.pack(files, tmp_path / "raw", "kvasir-seg")
+    data = datasets.load("kvasir-seg", 64, tmp_path, patch=64, longest=240)
+    assert data.classes == ("background", "polyp") and np.bincount(data.labels).tolist() == [3, 4] and data.channels == 3
+    assert {"frames": 4, "without_background": 1, "without_finding": 0}.items() <= data.provenance.items()
+    assert data.table().groupby("group")["class"].agg(set).tolist() == [{"background", "polyp"}] * 3 + [{"polyp"}]
+    assert data.groups.tolist() == data.extra["frame"].tolist()
+    ground, polyp = (data.subset(data.labels == label) for label in (0, 1))
+    assert not ground.masks.any() and polyp.masks.any((1, 2)).all() and set(data.boxes["image"]) == set(np.flatnonzero(data.labels))
+    np.testing.assert_allclose(polyp.extra["finding_share"], polyp.masks.mean((1, 2)), atol=1e-3)
+    assert (ground.extra["x"] >= 0.18 * 240).all() and (data.images.max(3) < 30).mean((1, 2)).max() <= 0.05
+    small_one, large_one = polyp.extra["finding_share"][2], polyp.extra["finding_share"][3]
+    assert small_one < 0.25 and abs(large_one - 2 / 3) < 0.01  # the whole of a small polyp, two thirds of a window on a large one
+    truth = np.asarray(Image.open(io.BytesIO(files["Kvasir-SEG/masks/cju00002.jpg"]))) >= 128
+    assert polyp.masks[2].sum() == truth.sum()
+    x, y = polyp.extra["x"][2], polyp.extra["y"][2]
+    boxes = polyp.boxes[polyp.boxes["image"] == 2][["x0", "y0", "x1", "y1"]].to_numpy() + [x, y, x, y]
+    assert boxes.tolist() == [[60, 60, 90, 84], [100, 70, 110, 90]]
+    frame = np.asarray(Image.open(io.BytesIO(files["Kvasir-SEG/images/cju00002.jpg"])))
+    np.testing.assert_array_equal(polyp.images[2], frame[y : y + 64, x : x + 64])
+
+
+def test_patches_are_the_same_of_originals_and_do_not_depend_on_the_workers(tmp_path):
+    lookalikes.pack(lookalikes.kvasir(), tmp_path / "one" / "raw", "kvasir-seg")
+    large = lookalikes.kvasir(height=200, width=240)
+    for name, data in large.items():
+        if not name.endswith("json"):  # as published: twice as large
+            image = Image.open(io.BytesIO(data))
+            large[name] = lookalikes.encoded(np.asarray(image.resize((480, 400), Image.Resampling.NEAREST)))
+    lookalikes.pack({name.replace(".jpg", ".png"): data for name, data in large.items()}, tmp_path / "two" / "raw", "Kvasir-SEG", "")
+    options = {"patch": 64, "longest": 240}
+    one, again = (datasets.load("kvasir-seg", 32, tmp_path / "one", workers=w, **options) for w in (1, 2))
+    two = datasets.load("kvasir-seg", 32, tmp_path / "two", workers=2, **options)
+    assert one.hash == again.hash and two.ids.tolist() == one.ids.tolist()
+    polyp = one.labels == 1
+    away = np.abs(one.extra[["x", "y"]].to_numpy() - two.extra[["x", "y"]].to_numpy())[polyp]
+    assert away.max() <= 3 and np.abs(one.images[polyp].astype(int) - two.images[polyp]).mean() < 8
+
+
+def test_whole_frames_keep_their_masks_and_boxes_of_the_originals(tmp_path):
+    data = datasets.load("kvasir-segmentation", 240, small(tmp_path, lookalikes.kvasir, "kvasir-seg"))
+    assert data.classes == ("polyp",) and len(data) == 4 and data.images.shape == (4, 240, 240, 3)
+    first = data.boxes[data.boxes["image"] == 0][["x0", "y0", "x1", "y1"]].to_numpy()
+    assert first.tolist() == [[140, 110, 190, 170]]  # 240 × 200 in a square of 240: 20 black rows above
+    np.testing.assert_allclose(pixels.extent(data.masks[0]), first[0], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: f.pop("Kvasir-SEG/kavsir_bboxes.json"), "the .json with the boxes is missing"),
+        (lambda f: f.update({"Kvasir-SEG/kavsir_bboxes.json": b"{"}), "the boxes cannot be read"),
+        (lambda f: f.update({"Kvasir-SEG/kavsir_bboxes.json": b'{"cju00000": {}}'}), "'width' is missing there"),
+        (lambda f: f.pop("Kvasir-SEG/masks/cju00001.jpg"), "cju00001 has no mask"),
+        (lambda f: [f.pop(name) for name in list(f) if "images" in name], "no image was found in a folder named images"),
+    ],
+)
+def test_frames_without_their_masks_or_boxes_are_told_so(spoil, words, tmp_path):
+    files = lookalikes.kvasir()
+    spoil(files)
+    lookalikes.pack(files, tmp_path / "raw", "kvasir-seg")
+    for name in ("kvasir-seg", "kvasir-segmentation"):
+        with pytest.raises(MstlError) as caught:
+            datasets.load(name, 32, tmp_path)
+        assert words in one_sentence(caught)
+    with pytest.raises(MstlError, match="a patch of 400 pixels does not fit"):
+        datasets.load("kvasir-seg", 32, small(tmp_path / "whole", lookalikes.kvasir, "kvasir-seg"), patch=400)
+
+
+def test_both_eyes_of_a_patient_are_one_group_and_other_files_their_own(tmp_path):
+    data = datasets.load("eye-diseases", 32, small(tmp_path, lookalikes.eyes, "eye_diseases"))
+    groups = dict(zip(data.ids, data.groups))
+    assert groups["normal/951_left"] == groups["normal/951_right"] == "951" != groups["diabetic_retinopathy/17_left"]
+    assert len(set(data.groups)) == 7 and np.bincount(data.labels).tolist() == [2, 2, 2, 2] and data.channels == 3
+    assert data.classes == ("normal", "cataract", "diabetic_retinopathy", "glaucoma")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "root", "splits", "parts"),
+    [
+        ("hep2-cells", "hep2_cells", "dataset", {"tra": 3, "val": 1, "tes": 2}, {"train": 18, "val": 6, "test": 12}),
+        ("mednist", "MedNIST", "MedNIST", {"": 2}, {"": 12}),
+    ],
+)
+def test_class_folders_with_and_without_published_parts_are_read(name, stem, root, splits, parts, tmp_path):
+    classes = catalog.card(name).classes
+    lookalikes.pack(lookalikes.class_folders(classes, splits, root), tmp_path / "raw", stem)
+    data = datasets.load(name, 32, tmp_path)
+    assert pd.Series(data.splits).value_counts().to_dict() == parts and data.classes == classes
+    assert set(np.bincount(data.labels)) == {len(data) // 6} and len(set(data.groups)) == len(data) and data.channels == 1
 
 
 def test_yolo_polygons_become_boxes_and_copies_of_one_original_one_group(tmp_path):
@@ -1045,3 +1145,29 @@ def test_real_cifar10_and_pneumoniamnist_have_their_counts(real_root, monkeypatc
     }
     chest = load_real("pneumoniamnist", real_root, monkeypatch, size=28)
     assert pd.Series(chest.splits).value_counts().to_dict() == {"train": 4708, "test": 624, "val": 524}
+
+
+@real
+def test_real_bridges_have_their_counts_parts_and_groups(real_root):
+    for name, split, count in (("hep2-cells", "train", 400), ("hep2-cells", "val", 100), ("hep2-cells", "test", 100),
+                               ("mednist", "", 1500), ("eye-diseases", "", 350)):  # fmt: skip
+        rows, classes = plan_real(name), catalog.card(name).classes
+        assert rows[rows["split"] == split]["label"].value_counts().to_dict() == dict.fromkeys(classes, count), name
+        if name == "eye-diseases":
+            sizes = rows[rows["group"].str.isdecimal()].groupby("group").size()
+            assert sizes.value_counts().to_dict() == {1: 616, 2: 153, 3: 1} and len(rows) == 1400
+        else:
+            assert rows["group"].is_unique
+
+
+@real
+def test_real_polyps_and_backgrounds_come_in_pairs_of_one_frame(real_root, monkeypatch):
+    keep = archives._frames_with_masks
+    monkeypatch.setattr(archives, "_frames_with_masks", lambda archive, card: keep(archive, card)[:60])
+    data = load_real("kvasir-seg", real_root, monkeypatch, size=32)
+    assert len(set(data.groups)) == 60 and data.provenance["frames"] == 60
+    assert np.bincount(data.labels).tolist() == [60 - data.provenance["without_background"], 60]
+    assert not data.masks[data.labels == 0].any() and (data.extra["finding_share"][data.labels == 1] > 0.02).all()
+    whole = load_real("kvasir-segmentation", real_root, monkeypatch, size=64)
+    hit = [whole.masks[int(b.image), int(b.y0) : int(b.y1) + 1, int(b.x0) : int(b.x1) + 1].any() for b in whole.boxes.itertuples()]
+    assert np.mean(hit) > 0.97 and whole.masks.any((1, 2)).all()

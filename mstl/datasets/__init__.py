@@ -193,7 +193,7 @@ def _archive(entry: Card, size: int, root: Path, *, workers: int | None, progres
                     with_boxes=plan.boxes,
                     workers=workers,
                     progress=progress,
-                    provenance=archives.provenance(found, archive.sha256(), entry) | {"options": options},
+                    provenance=archives.provenance(found, archive.sha256(), entry) | {"options": options} | plan.found,
                 )
             data = ImageSet.open(folder, card=entry)
     return data

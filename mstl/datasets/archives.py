@@ -10,6 +10,7 @@ import bz2
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import os
 import re
@@ -20,7 +21,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -31,6 +32,7 @@ from .breast import Breast
 from .catalog import Card
 from .pixels import DICOM, Picture, decode, extent, place, place_mask
 from .prepare import Job, Row
+from .windows import Window, black_share, off_finding, on_finding
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".gif", ".webp", *DICOM}
@@ -218,11 +220,12 @@ def _hidden(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a reader found: jobs to do, and whether they bring masks and boxes."""
+    """What a reader found: jobs to do, whether they bring masks and boxes, and what is worth noting of what it left out."""
 
     jobs: list[Job]
     masks: bool = False
     boxes: bool = False
+    found: dict = field(default_factory=dict)
 
 
 def class_folders(archive: Archive, card: Card, size: int, *, fit: str = "letterbox") -> Plan:
@@ -673,7 +676,141 @@ def _boxed(archive: Archive, name: str, boxes: list[tuple], fit: str) -> Callabl
     return make
 
 
-READERS: dict[str, Callable[..., Plan]] = {"class_folders": class_folders, "mias": mias, "frames": frames, "yolo": yolo}
+def masked_frames(
+    archive: Archive, card: Card, size: int, *, patch: int = 96, longest: int = 320, fit: str = "letterbox"
+) -> Plan:
+    """`images/name.jpg` with `masks/name.jpg` of the same size, and a .json of boxes in pixels of the originals.
+
+    `layout.task` is "whole" (frames with mask and boxes, laid into the square by `fit`) or "patches": of every frame, brought to
+    `longest` pixels on its longer side, one window of `patch` pixels on the finding (class card.classes[1]) and one off it
+    (card.classes[0]); see windows.py. Both are of one group, the frame. Where there is no room for one of them it is left out,
+    and `found` counts that. `extra` of a patch: frame, and x, y, side (pixels of the frame at `longest`), finding_share, mean.
+    """
+    frames = _frames_with_masks(archive, card)
+    boxes = _frame_boxes(archive, card, [PurePosixPath(image).stem for image, _ in frames])
+    if card.layout["task"] == "whole":
+        jobs = []
+        for image, mask in frames:
+            stem = PurePosixPath(image).stem
+            row = Row(stem, card.classes[0], stem, extra={"boxes": len(boxes[stem])})
+            jobs.append(Job((row,), _masked_whole(archive, image, mask, boxes[stem], fit)))
+        return Plan(jobs, masks=True, boxes=True)
+    if not 8 <= patch <= longest:
+        raise MstlError(f"{card.name}: a patch of {patch} pixels does not fit a frame of {longest}; choose 8 to {longest}")
+    jobs, counts = [], {"frames": len(frames), "without_background": 0, "without_finding": 0}
+    for image, mask in frames:
+        stem = PurePosixPath(image).stem
+        pixels, truth = _frame_and_mask(archive, image, mask, longest)
+        seed = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big")
+        black = black_share(pixels, patch)
+        cuts = (
+            (card.classes[0], off_finding(truth, black, patch, np.random.default_rng(seed))),
+            (card.classes[1], on_finding(truth, black, patch)),
+        )
+        counts["without_background"] += cuts[0][1] is None
+        counts["without_finding"] += cuts[1][1] is None
+        cuts = tuple((label, at) for label, at in cuts if at)
+        rows = tuple(
+            Row(f"{stem}/{label}", label, stem, extra={"frame": stem, "x": at.left, "y": at.top, "side": patch}) for label, at in cuts
+        )
+        if rows:
+            jobs.append(Job(rows, _patches(archive, image, mask, longest, [at for _, at in cuts], boxes[stem])))
+    return Plan(jobs, masks=True, boxes=True, found=counts)
+
+
+def _frames_with_masks(archive: Archive, card: Card) -> list[tuple[str, str]]:
+    by_folder: dict[str, dict[str, str]] = {"images": {}, "masks": {}}
+    for name in _pictures(archive):
+        path = PurePosixPath(name)
+        if path.parent.name in by_folder:
+            by_folder[path.parent.name][path.stem] = name
+    images, masks = by_folder["images"], by_folder["masks"]
+    if not images:
+        raise MstlError(f"{archive.path}: no image was found in a folder named images; compare its layout with {card.url}")
+    alone = sorted(images.keys() ^ masks.keys())
+    if alone:
+        missing = "mask" if alone[0] in images else "image"
+        raise MstlError(f"{archive.path}: {alone[0]} has no {missing} ({len(alone)} such); download the archive again")
+    return [(images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def _frame_boxes(archive: Archive, card: Card, stems: list[str]) -> dict[str, list[tuple]]:
+    """Boxes of every frame: (kind, x0, y0, x1, y1) in shares of its width and height."""
+    found = [name for name in archive.names if PurePosixPath(name).suffix == ".json"]
+    if not found:
+        raise MstlError(f"{archive.path}: the .json with the boxes is missing; download the archive again from {card.url}")
+    try:
+        table, boxes = json.loads(archive.read(found[0])), {}
+        for stem in stems:
+            width, height = float(table[stem]["width"]), float(table[stem]["height"])
+            boxes[stem] = [
+                (str(b["label"]), b["xmin"] / width, b["ymin"] / height, b["xmax"] / width, b["ymax"] / height)
+                for b in table[stem]["bbox"]
+            ]
+        return boxes
+    except KeyError as problem:
+        raise MstlError(
+            f"{found[0]} in {archive.path}: {problem} is missing there ({stem}); download the archive again"
+        ) from None
+    except (ValueError, TypeError, ZeroDivisionError, UnicodeDecodeError) as problem:
+        raise MstlError(
+            f"{found[0]} in {archive.path}: the boxes cannot be read ({type(problem).__name__}: {problem}); download the archive again"
+        ) from None
+
+
+def _frame_and_mask(archive: Archive, image_name: str, mask_name: str, longest: int | None) -> tuple[Image.Image, np.ndarray]:
+    """The frame (RGB) and its mask (bool), brought to `longest` pixels on the longer side (None: left as they are)."""
+    image = decode(archive.read(image_name), image_name, 3)
+    mask = decode(archive.read(mask_name), mask_name)
+    if longest and longest != max(image.size):
+        scale = longest / max(image.size)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if mask.size != image.size:
+        mask = mask.resize(image.size, Image.Resampling.BOX if mask.width > image.width else Image.Resampling.BILINEAR)
+    return image, np.asarray(mask) >= 128
+
+
+def _masked_whole(
+    archive: Archive, image_name: str, mask_name: str, boxes: list[tuple], fit: str
+) -> Callable[[int, int], list[Picture]]:
+    def make(size: int, channels: int) -> list[Picture]:
+        image, mask = _frame_and_mask(archive, image_name, mask_name, None)
+        pixels, where = place(image, size, fit)
+        width, height = image.size
+        moved = [where.box(kind, x0 * width, y0 * height, x1 * width, y1 * height) for kind, x0, y0, x1, y1 in boxes]
+        return [Picture(pixels, place_mask(mask, size, fit), tuple(box for box in moved if box))]
+
+    return make
+
+
+def _patches(
+    archive: Archive, image_name: str, mask_name: str, longest: int, cuts: list[Window], boxes: list[tuple]
+) -> Callable[[int, int], list[Picture]]:
+    def make(size: int, channels: int) -> list[Picture]:
+        image, mask = _frame_and_mask(archive, image_name, mask_name, longest)
+        pictures = []
+        for left, top, side in cuts:
+            pixels, where = place(image.crop((left, top, left + side, top + side)), size, "letterbox")
+            part = mask[top : top + side, left : left + side]
+            moved = [
+                where.box(kind, x0 * image.width - left, y0 * image.height - top, x1 * image.width - left, y1 * image.height - top)
+                for kind, x0, y0, x1, y1 in boxes
+            ] if part.any() else []  # fmt: skip
+            extra = {"finding_share": round(float(part.mean()), 4), "mean": round(float(pixels.mean()), 4)}
+            pictures.append(Picture(pixels, place_mask(part, size, "letterbox"), tuple(box for box in moved if box), extra))
+        return pictures
+
+    return make
+
+
+READERS: dict[str, Callable[..., Plan]] = {
+    "class_folders": class_folders,
+    "mias": mias,
+    "frames": frames,
+    "yolo": yolo,
+    "masked_frames": masked_frames,
+}
 
 
 def _pictures(archive: Archive) -> list[str]:
