@@ -226,24 +226,24 @@ class Rates:
 
 @dataclass(frozen=True)
 class NetBenefits:
-    """Net benefit (T,) at ``thresholds`` ascending, at ``prevalence`` (None: the cell's own)."""
+    """Net benefit (T,) at ``thresholds`` ascending; ``prevalence`` is held at its value (None: that of the cell's images)."""
 
     counts: _resample.ThresholdCounts
     thresholds: np.ndarray
-    prevalence: float | None
+    prevalence: float
     n_groups: int
 
     @classmethod
     def of(cls, cell: Cell, risk: np.ndarray, thresholds: np.ndarray, prevalence: float | None) -> NetBenefits:
         counts = _resample.ThresholdCounts.of(cell.y, risk, cell.code, cell.n_groups, thresholds[::-1])
-        return cls(counts, thresholds, prevalence, cell.n_groups)
+        return cls(counts, thresholds, float(cell.y.mean()) if prevalence is None else prevalence, cell.n_groups)
 
     def value(self) -> np.ndarray:
         return self.under(np.ones((self.n_groups, 1)))[:, 0]
 
     def under(self, w: np.ndarray) -> np.ndarray:
         tp, fp, m, n = self.counts.under(w)
-        share = m / (m + n) if self.prevalence is None else self.prevalence
+        share = self.prevalence
         price = (self.thresholds / (1 - self.thresholds))[:, None]
         return share * _resample._ratio(tp, m)[::-1] - (1 - share) * _resample._ratio(fp, n)[::-1] * price
 
