@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from mstl.datasets import phantoms
+from mstl.datasets.phantoms import cells, drawing, fractals, mammogram, ultrasound
 from mstl.errors import MstlError
 
 GREY = ("ultrasound", "mammogram", "chest", "cells")
@@ -217,10 +218,10 @@ def test_a_nearest_centroid_errs_more_the_greater_the_difficulty(kind):
 # --- physics ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("probe", phantoms.PROBES)
+@pytest.mark.parametrize("probe", ultrasound.PROBES)
 def test_the_echo_of_uniform_tissue_is_fully_developed_speckle(probe):
     rng = np.random.default_rng(0)
-    echo = np.stack([phantoms._speckle(rng, np.full((192, 192), 3.0, np.float32), probe) for _ in range(6)], 1)
+    echo = np.stack([ultrasound._speckle(rng, np.full((192, 192), 3.0, np.float32), probe) for _ in range(6)], 1)
     envelope = np.hypot(*echo)[:, 10:-10, 10:-10]
     assert envelope.mean() / envelope.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.03)  # Rayleigh: 1.913
     assert (envelope**2).mean() == pytest.approx(9.0, rel=0.05)
@@ -231,8 +232,8 @@ def test_the_echo_of_uniform_tissue_is_fully_developed_speckle(probe):
 
 def test_speckle_is_wider_away_from_the_focus_and_wider_across_the_beam_than_along_it():
     rng = np.random.default_rng(1)
-    echo = np.stack([phantoms._speckle(rng, np.ones((256, 256), np.float32), phantoms.PROBES[0]) for _ in range(4)], 1)
-    focus = slice(int(phantoms.FOCUS * 256) - 20, int(phantoms.FOCUS * 256) + 20)
+    echo = np.stack([ultrasound._speckle(rng, np.ones((256, 256), np.float32), ultrasound.PROBES[0]) for _ in range(4)], 1)
+    focus = slice(int(ultrasound.FOCUS * 256) - 20, int(ultrasound.FOCUS * 256) + 20)
 
     def neighbours(part, axis):
         a, b = (np.take(part, range(start, part.shape[axis] - 2 + start), axis) for start in (0, 2))
@@ -245,7 +246,7 @@ def test_speckle_is_wider_away_from_the_focus_and_wider_across_the_beam_than_alo
 @pytest.mark.parametrize("beta", (2.9, 3.3))
 def test_breast_tissue_has_the_power_law_that_it_was_asked_for(beta):
     rng = np.random.default_rng(2)
-    slopes = [radial_slope(phantoms._mammary_tissue(rng, 256, beta), 4, 60) for _ in range(8)]
+    slopes = [radial_slope(mammogram._mammary_tissue(rng, 256, beta), 4, 60) for _ in range(8)]
     assert np.mean(slopes) == pytest.approx(beta, abs=0.12)
 
 
@@ -263,7 +264,7 @@ def test_textures_have_unit_variance_whatever_their_shape():
         dict(slope=2.2, low=12, high=60, stretch=9.0),
         dict(slope=5.0, low=4, angle=1.0, stretch=3.0),
     ):
-        fields = [phantoms._texture(rng, 128, **options) for _ in range(40)]
+        fields = [drawing._texture(rng, 128, **options) for _ in range(40)]
         assert np.mean(np.square(fields)) == pytest.approx(1.0, rel=0.15)
         assert fields[0].dtype == np.float32
 
@@ -271,19 +272,19 @@ def test_textures_have_unit_variance_whatever_their_shape():
 def test_a_cell_in_focus_is_nearly_invisible_and_gains_a_halo_out_of_focus():
     y, x = np.mgrid[:128, :128] / 128 - 0.5
     phase = (1.5 * np.sqrt(np.clip(1 - (x**2 + y**2) / 0.05**2, 0, 1))).astype(np.float32)
-    focused, blurred = phantoms._defocused(phase, 0.02), phantoms._defocused(phase, 1.0)
+    focused, blurred = cells._defocused(phase, 0.02), cells._defocused(phase, 1.0)
     assert blurred.std() > 4 * focused.std()
     assert blurred[64, 64] < 0 < blurred[64 : 64 + 14, 64].max()
 
 
 def test_fractal_systems_contract_fill_their_frame_and_differ():
-    systems = [phantoms._system(k) for k in range(20)]
+    systems = [fractals._system(k) for k in range(20)]
     for k, system in enumerate(systems):
         assert np.linalg.norm(system.maps[:, :, :2], 2, axis=(1, 2)).max() < 1
         assert system.chances.sum() == pytest.approx(1)
-        points, last = phantoms._orbit(np.random.default_rng(k), system, chains=800, steps=60)
+        points, last = fractals._orbit(np.random.default_rng(k), system, chains=800, steps=60)
         assert np.isfinite(points).all() and set(last) <= set(range(len(system.maps)))
-        assert phantoms._filling(points) > 0.8 * phantoms.FILLING
+        assert fractals._filling(points) > 0.8 * fractals.FILLING
     assert len({s.maps.tobytes() for s in systems}) == 20
 
 

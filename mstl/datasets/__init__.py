@@ -201,7 +201,8 @@ def _archive(entry: Card, size: int, root: Path, *, workers: int | None, progres
 
 def _phantom(entry: Card, size: int, root: Path, *, workers: int | None, progress: bool, options: dict) -> ImageSet:
     folder = prepared_folder(root, entry.name, size, changed_options(entry.options, options))
-    code = Path(__file__).with_name("phantoms.py").read_bytes()
+    package = Path(__file__).with_name("phantoms")
+    code = b"".join((package / f"{name}.py").read_bytes() for name in ("__init__", "drawing", entry.layout["kind"]))
     source = {"code": hashlib.sha256(code).hexdigest(), "options": options}  # another generator makes other images
 
     def stored() -> ImageSet | None:
@@ -219,7 +220,7 @@ def _phantom(entry: Card, size: int, root: Path, *, workers: int | None, progres
             data = stored()
             if data is None:
                 made = phantoms.make(entry.layout["kind"], size=size, workers=workers, progress=progress, **options)
-                named = dataclasses.replace(entry, classes=made.classes, channels=made.channels)
+                named = dataclasses.replace(entry, classes=made.classes, channels=made.channels, origin=made.card.origin)
                 dataclasses.replace(made, name=entry.name, card=named, provenance=source).save(folder)
                 data = ImageSet.open(folder)
     return data
