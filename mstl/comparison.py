@@ -246,6 +246,44 @@ def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     return out.set_index(telling(rows) + ["contrast"])
 
 
+def beside(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame, titles: Mapping[str, str], contrast: Sequence[str] = ("mstl", "ctl"),
+           reference: str = "") -> pd.DataFrame:
+    """One row a model: its AUC, its paired difference to the reference of its block, and that difference in words with its p-value.
+
+    Columns: label, model, estimate, low, high, difference, difference_low, difference_high, text.
+    """
+    auc = arm_rows[arm_rows["metric"] == "AUC"]
+    auc = auc.assign(label=label(auc, titles))
+    rows = []
+    for row in auc.itertuples():
+        block = difference_rows[(difference_rows[BLOCK] == [row.target, row.variant, row.backbone]).all(axis=1)]
+        names = list(auc.loc[(auc[BLOCK] == [row.target, row.variant, row.backbone]).all(axis=1), "model"])
+        base = _pairs(names, tuple(contrast), reference)[0][0][1] if len(names) > 1 else row.model
+        known = {"label": row.label, "model": row.model, "estimate": row.estimate, "low": row.low, "high": row.high,
+                 "difference": None, "difference_low": None, "difference_high": None, "text": "reference" if row.model == base else ""}
+        for sign, a, b in ((1, row.model, base), (-1, base, row.model)):
+            one = block[(block["model"] == a) & (block["reference"] == b)]
+            if len(one):
+                one = one.iloc[0]
+                ends = [None if pd.isna(v) else sign * v for v in (one["estimate"], one["low"], one["high"])]
+                d, low, high = ends if sign > 0 else (ends[0], ends[2], ends[1])
+                p = f"p {p_value(one['p_holm'])} (Holm)" if one["family"] else "exploratory"
+                known |= {"difference": d, "difference_low": low, "difference_high": high,
+                          "text": f"{interval(d, low, high, 3, sign='+').replace(' to ', ', ')} {p.replace('p < ', 'p<')}"}
+        rows.append(known)
+    return pd.DataFrame(rows)
+
+
+def leading(arm_rows: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", limit: int = 6) -> list[str]:
+    """The models that a figure can show legibly: those of the primary contrast, or the reference, and then by mean AUC."""
+    names = list(dict.fromkeys(arm_rows["model"]))
+    if len(names) <= limit:
+        return names
+    mean = arm_rows[arm_rows["metric"] == "AUC"].groupby("model")["estimate"].mean().sort_values(ascending=False)
+    first = [reference or names[0]] if reference or not set(contrast) <= set(names) else list(contrast)
+    return [name for name in names if name in {*first, *[m for m in mean.index if m not in first][:limit - len(first)]}]
+
+
 def answer(rows: pd.DataFrame, *, margin: float, titles: Mapping[str, str] | None = None, simulated: bool = False, own: bool = False,
            metric: str = "auc", level: float = 0.95) -> str:
     """The primary differences in words of a fixed, hedged form, generated from their numbers alone.

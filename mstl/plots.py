@@ -5,6 +5,7 @@ Every function takes tables or image sets and returns a :class:`matplotlib.figur
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -198,7 +199,6 @@ def measure_scatter(table: pd.DataFrame, measures: Sequence[str], titles: Mappin
                 ax.set_ylabel(_titled(titles.get(target, target), 26) + "\nAUC", fontsize=8)
     figure.text(0.01, -0.01, ("Square: the source network; circles: bridge networks, one colour a bridge. " + note).strip(), fontsize=8,
                 color="0.35", va="top")
-    figure.tight_layout()
     return figure
 
 
@@ -228,4 +228,305 @@ def agreement_dots(table: pd.DataFrame, *, ceilings: Mapping[str, float] | None 
     axes[0][0].set_yticks([-i for i in range(len(measures))], measures)
     if note:
         figure.text(0.01, -0.02, note, fontsize=8, color="0.35", va="top")
+    return figure
+
+
+def share_curves(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | None = None, note: str = "") -> Figure:
+    """The effect of a bridge against the share of it that was used: one row of panels a target and way, one column a kind of
+    share, one line for equal steps and one for equal epochs, bands for the intervals (columns as of ``ablation.along``)."""
+    table = table.assign(row=[titles.get(t, t) + (" (probe)" if v == "probe" else " (fine-tuned)") for t, v in zip(table["target"], table["variant"], strict=True)])
+    rows, kinds = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["kind"]))
+    figure, axes = plt.subplots(len(rows), len(kinds), figsize=(7.4, 2.1 * len(rows) + 0.6), sharex=True, sharey="row", squeeze=False)
+    looks = {"equal epochs": ("#d55e00", "o", "-"), "equal steps": ("#0072b2", "D", "--")}
+    for i, name in enumerate(rows):
+        for j, kind in enumerate(kinds):
+            ax = axes[i, j]
+            ax.axhline(0, color="0.25", lw=1)
+            if margin:
+                ax.axhspan(-margin, margin, color="0.93", zorder=0)
+            for steps, (colour, marker, dash) in looks.items():
+                part = table[(table["row"] == name) & (table["kind"] == kind) & (table["steps"] == steps)]
+                for _, line in part.groupby("draw", dropna=False) if part["draw"].nunique() > 1 else [(0, part)]:
+                    line = line.sort_values("share")
+                    x = np.log2(line["share"])
+                    ax.fill_between(x, line["low"].astype(float), line["high"].astype(float), color=colour, alpha=0.15, lw=0)
+                    ax.plot(x, line["estimate"], dash, marker=marker, color=colour, ms=5, lw=1.6, label=steps)
+            if i == 0:
+                ax.set_title(f"share of the {kind}", fontsize=10)
+            if j == 0:
+                ax.set_ylabel(_titled(name, 26) + "\ndifference in AUC", fontsize=8)
+            ax.tick_params(labelsize=8)
+            ticks = sorted(table["share"].unique())
+            ax.set_xticks(np.log2(ticks), [_fraction(share) for share in ticks])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    known = dict(zip(labels, handles, strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside upper right", ncols=2, fontsize=9)
+    if note:
+        figure.text(0.01, -0.01, f"Bridge minus ctl; bands: intervals. {note}", fontsize=8, color="0.35", va="top")
+    return figure
+
+
+def _fraction(share: float) -> str:
+    from fractions import Fraction
+
+    value = Fraction(float(share)).limit_denominator(64)
+    return "all" if value == 1 else f"{value.numerator}/{value.denominator}"
+
+
+def pair_forest(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | None = None, xlabel: str = "", note: str = "",
+                against: bool = True) -> Figure:
+    """Differences a − b with their intervals, one row a pair, the targets in colours (columns as of ``ablation.effects``)."""
+    if table.empty:
+        figure, ax = plt.subplots(figsize=(7.4, 0.8))
+        ax.text(0.5, 0.5, "No pair of this comparison was run.", ha="center", va="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return figure
+    names = [f"{a} − {b}" if against else f"{a} − ctl" for a, b in zip(table["a"], table["b"], strict=True)]
+    used = table["variant"].map(lambda v: " (probe)" if v == "probe" else " (fine-tuned)")
+    shown = table.assign(label=names, model=[titles.get(t, t) + w for t, w in zip(table["target"], used, strict=True)])
+    several = shown["model"].nunique() > 1
+    order = {name: i for i, name in enumerate(dict.fromkeys(shown["label"]))}
+    shown = shown.sort_values("label", key=lambda c: c.map(order), kind="stable")
+    figure = forest(shown, reference=0, margin=margin, xlabel=xlabel, note=note)
+    if several:
+        legend = figure.axes[0].get_legend()
+        handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+        figure.axes[0].legend(handles, [_titled(label, 44) for label in labels], loc="lower left", bbox_to_anchor=(-0.35, 1.0), ncols=2, fontsize=8)
+    return figure
+
+
+def atlas(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | None = None, note: str = "") -> Figure:
+    """The effect of each bridge against the number of training images, one panel a target and way to use the network: ``target``,
+    ``way``, ``a``, ``n_train``, ``estimate``, ``low``, ``high``."""
+    table = table.assign(panel=[f"{titles.get(t, t)} ({w})" for t, w in zip(table["target"], table["way"], strict=True)])
+    panels, bridges = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table["a"]))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    colours = dict(zip(bridges, [ARMS["mstl"], *_OTHERS * (1 + len(bridges) // len(_OTHERS))], strict=False))
+    figure, axes = plt.subplots(rows, columns, figsize=(7.4, 2.5 * rows + 0.7), sharey=True, squeeze=False)
+    for ax in axes.flat[len(panels):]:
+        ax.set_axis_off()
+    for ax, name in zip(axes.flat, panels, strict=False):
+        ax.axhline(0, color="0.25", lw=1)
+        if margin:
+            ax.axhspan(-margin, margin, color="0.93", zorder=0)
+        for place, bridge in enumerate(bridges):
+            part = table[(table["panel"] == name) & (table["a"] == bridge)].sort_values("n_train")
+            x = part["n_train"].to_numpy(float) * 2 ** ((place - (len(bridges) - 1) / 2) * 0.09)
+            ax.vlines(x, part["low"].astype(float), part["high"].astype(float), color=colours[bridge], lw=1.4, alpha=0.7)
+            ax.plot(x, part["estimate"], marker=["o", "s", "D", "^", "v", "P"][place % 6], color=colours[bridge], ms=4.5, lw=1.1, label=bridge)
+        ax.set_xscale("log", base=2)
+        ticks = sorted(table.loc[table["panel"] == name, "n_train"].unique())
+        ax.set_xticks(ticks, [str(t) for t in ticks], fontsize=8)
+        ax.minorticks_off()
+        ax.set_title(_titled(name, 44), fontsize=9)
+        ax.set_xlabel("training images", fontsize=9)
+        ax.tick_params(axis="y", labelsize=8)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("difference in AUC, bridge − ctl", fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(labels)), fontsize=8)
+    if note:
+        figure.text(0.01, -0.01, f"Bars: intervals. {note}", fontsize=8, color="0.35", va="top")
+    return figure
+
+
+def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "difference in AUC", margin: float | None = None, note: str = "") -> Figure:
+    """The level of every model (left) and its paired difference to the reference (right), one row a model under its block's title.
+
+    ``table`` as ``comparison.beside`` makes it: ``label``, ``model``, ``estimate``, ``low``, ``high``, ``difference``,
+    ``difference_low``, ``difference_high``, ``text`` (what stands at the right). The shaded band is ± ``margin``.
+    """
+    blocks = list(dict.fromkeys(table["label"]))
+    colours = palette(list(dict.fromkeys(table["model"])))
+    titled = len(blocks) > 1 or blocks[0] != "all images"
+    rows, y = [], 0.0
+    for block in blocks:
+        rows.append((y if titled else None, block, table[table["label"] == block]))
+        y += len(rows[-1][2]) + (1.15 if titled else 0)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1), layout="none")
+    figure.subplots_adjust(left=0.17, right=0.70, wspace=0.10, top=1 - 0.25 / (0.31 * y + 1.0), bottom=0.62 / (0.31 * y + 1.0))
+    right.set_facecolor("none")  # titles run on behind it
+    right.axvline(0, color="0.25", lw=1)
+    if margin:
+        right.axvspan(-margin, margin, color="0.92", zorder=0)
+    ticks, names = [], []
+    for top, block, part in rows:
+        if top is not None:
+            left.text(-0.40, top, _titled(block, 90), transform=left.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center", ha="left")
+        for place, row in enumerate(part.itertuples()):
+            at = (0 if top is None else top + 1) + place
+            ticks.append(at)
+            names.append(row.model if len(row.model) <= 16 else row.model[:15] + "…")
+            _whisker(left, at, row.estimate, row.low, row.high, row.model, colours)
+            _whisker(right, at, row.difference, row.difference_low, row.difference_high, row.model, colours)
+            right.text(1.03, at, row.text, transform=right.get_yaxis_transform(), va="center", fontsize=8.5)
+    left.set_yticks(ticks, names, fontsize=9)
+    left.set_ylim(y - 0.4 if not titled else y - 0.7, -0.6)
+    left.set_xlabel(xlabel, fontsize=9)
+    right.set_xlabel(dlabel, fontsize=9)
+    for ax in (left, right):
+        ax.tick_params(axis="y", length=0)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.spines["left"].set_visible(False)
+    _note(figure, note)
+    return figure
+
+
+def _whisker(ax, y: float, estimate, low, high, model: str, colours: Mapping[str, str]) -> None:
+    if pd.isna(estimate):
+        return
+    if not pd.isna(low):
+        ax.plot([low, high], [y, y], color=colours[model], lw=2, solid_capstyle="butt")
+    ax.plot(estimate, y, _marker(model), color=colours[model], ms=6.5, mec="white", mew=0.8)
+
+
+def _note(figure: Figure, note: str) -> None:
+    if note:
+        below = 0.32 if figure.legends else 0.08  # inches: a legend hangs over the lower edge
+        figure.text(0.01, -below / figure.get_figheight(), _titled(note, 115), fontsize=8, color="0.35", va="top")
+
+
+def _row_title(ax, block: str, panel: str) -> None:
+    """The block's title over the first panel of a row, free to run over the next ones, above the panel's own."""
+    if block == "all images":
+        ax.set_title(panel, fontsize=9, fontweight="normal")
+        return
+    ax.set_title(f"\n{panel}", fontsize=9, fontweight="normal")
+    own = ax.annotate(_titled(block, 95), (0, 1), (0, 19), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, fontweight="bold")
+    own.set_in_layout(False)
+
+
+def _grid(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.6, height * rows), squeeze=False)
+    for ax in axes.ravel()[count:]:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def _legend_below(figure: Figure, handles: Sequence, columns: int = 4) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, max(len(handles), 1)), fontsize=8.5)
+
+
+_LINES = ["-", "--", "-.", ":"]
+
+
+def _strokes(models: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each model: told apart in grey as well."""
+    return {model: (colour, _LINES[i % len(_LINES)]) for i, (model, colour) in enumerate(palette(models).items())}
+
+
+def roc_and_precision(table: pd.DataFrame, *, bands: int = 3, note: str = "") -> Figure:
+    """ROC curves (left) and precision–recall curves (right), a row a block; ``table`` as of ``comparison.curves`` with ``label``.
+
+    Pointwise bands are drawn for at most ``bands`` models. The dotted line is what a useless model gives.
+    """
+    blocks, models = (list(dict.fromkeys(table[c])) for c in ("label", "model"))
+    strokes = _strokes(models)
+    figure, axes = _grid(2 * len(blocks), 2, 3.0)
+    for row, block in zip(axes, blocks, strict=True):
+        for ax, kind in zip(row, ("roc", "pr"), strict=True):
+            part = table[(table["label"] == block) & (table["curve"] == kind)]
+            share = part["prevalence"].iloc[0]
+            if kind == "roc" or pd.notna(share):
+                ax.plot([0, 1], [0, 1] if kind == "roc" else [share, share], color="0.6", lw=1, ls=(0, (1, 2)))
+            for model in models:
+                own = part[part["model"] == model]
+                colour, line = strokes[model]
+                ax.plot(own["x"], own["y"], color=colour, ls=line, lw=1.6)
+                if part["model"].nunique() <= bands:
+                    ax.fill_between(own["x"], own["low"], own["high"], color=colour, alpha=0.13, lw=0)
+            ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="false-positive rate" if kind == "roc" else "recall (sensitivity)",
+                   ylabel="sensitivity" if kind == "roc" else "precision (PPV)")
+        row[0].set_title(_titled("" if block == "all images" else block, 44), fontsize=9.5)
+    _legend_below(figure, [plt.Line2D([], [], color=c, ls=line, lw=1.8, label=m) for m, (c, line) in strokes.items()])
+    _note(figure, note)
+    return figure
+
+
+def operating_points(table: pd.DataFrame, *, note: str = "") -> Figure:
+    """Sensitivity and specificity at each rule: filled where the threshold was fixed on validation, hollow where on the test set.
+
+    ``table``: rates as of ``operating.evaluate`` with ``label``; one row of panels a block, one panel a rule.
+    """
+    blocks, rules, models = (list(dict.fromkeys(table[c])) for c in ("label", "rule", "model"))
+    colours = palette(models)
+    figure, axes = plt.subplots(len(blocks), len(rules), figsize=(7.6, 2.75 * len(blocks)), squeeze=False, sharex=True, sharey=True)
+    for row, block in zip(axes, blocks, strict=True):
+        for ax, rule in zip(row, rules, strict=True):
+            part = table[(table["label"] == block) & (table["rule"] == rule) & table["estimate"].notna()]
+            wide = part.pivot_table(index=["model", "chosen_on"], columns="quantity", values=["estimate", "low", "high"], aggfunc="first")
+            for (model, chosen), point in wide.iterrows():
+                x, y = 1 - point["estimate", "specificity"], point["estimate", "sensitivity"]
+                filled = chosen == "validation"
+                if filled and pd.notna(point.get(("low", "sensitivity"))):
+                    ax.plot([x, x], [point["low", "sensitivity"], point["high", "sensitivity"]], color=colours[model], lw=1.2)
+                    ax.plot([1 - point["high", "specificity"], 1 - point["low", "specificity"]], [y, y], color=colours[model], lw=1.2)
+                ax.plot(x, y, _marker(model), ms=7, color=colours[model] if filled else "white", mec=colours[model], mew=1.4, zorder=3)
+            kept = re.search(r"(sensitivity|specificity) ≥ ([0-9.]+)", rule)
+            if kept:
+                at = float(kept[2])
+                (ax.axhline if kept[1] == "sensitivity" else ax.axvline)(at if kept[1] == "sensitivity" else 1 - at, color="0.6", lw=1, ls=(0, (1, 2)))
+            ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+            ax.set_title(rule, fontsize=9, fontweight="normal")
+        row[0].set_ylabel("sensitivity")
+        _row_title(row[0], block, rules[0])
+    for ax in axes[-1]:
+        ax.set_xlabel("1 − specificity")
+    handles = [plt.Line2D([], [], color=colours[m], marker=_marker(m), lw=0, ms=7, label=m) for m in models]
+    chosen = list(dict.fromkeys(table.loc[table["estimate"].notna(), "chosen_on"]))
+    handles += [plt.Line2D([], [], marker="o", lw=0, ms=7, color="0.3" if c == "validation" else "white", mec="0.3",
+                           label="threshold fixed on validation" if c == "validation" else "chosen on the test set (optimistic)") for c in chosen]
+    _legend_below(figure, handles, 3)
+    _note(figure, note)
+    return figure
+
+
+def reliability(table: pd.DataFrame, *, note: str = "") -> Figure:
+    """Observed share against mean risk by deciles: as given (left) and recalibrated on validation (right, where there is one)."""
+    blocks, forms, models = (list(dict.fromkeys(table[c])) for c in ("label", "risks", "model"))
+    strokes = _strokes(models)
+    figure, axes = plt.subplots(len(blocks), len(forms), figsize=(7.6 if len(forms) > 1 else 4.2, 3.1 * len(blocks)), squeeze=False)
+    for row, block in zip(axes, blocks, strict=True):
+        for ax, form in zip(row, forms, strict=True):
+            ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=(0, (1, 2)))
+            for model in models:
+                own = table[(table["label"] == block) & (table["risks"] == form) & (table["model"] == model)]
+                colour, line = strokes[model]
+                ax.plot(own["mean_risk"], own["observed"], color=colour, ls=line, lw=1.1, marker=_marker(model), ms=4.5)
+                ax.vlines(own["mean_risk"], own["low"], own["high"], color=colour, lw=0.8, alpha=0.55)
+            ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="mean predicted risk", ylabel="observed share")
+            ax.set_title(form if form == "as given" else f"recalibrated on validation ({form})", fontsize=9, fontweight="normal")
+        _row_title(row[0], block, forms[0])
+    _legend_below(figure, [plt.Line2D([], [], color=c, ls=line, marker=_marker(m), ms=5, label=m) for m, (c, line) in strokes.items()])
+    _note(figure, note)
+    return figure
+
+
+def decision(table: pd.DataFrame, *, bands: int = 3, note: str = "") -> Figure:
+    """Decision curves: net benefit against the threshold probability, with treating all and treating none; a panel a block."""
+    blocks, models = (list(dict.fromkeys(table[c])) for c in ("label", "model"))
+    strokes = _strokes(models)
+    figure, axes = _grid(len(blocks), min(len(blocks), 2), 3.2)
+    for ax, block in zip(axes.ravel(), blocks, strict=False):
+        part = table[table["label"] == block]
+        all_rows = part[part["model"] == part["model"].iloc[0]]
+        ax.plot(all_rows["threshold"], all_rows["treat_all"], color="0.25", lw=1, ls=(0, (4, 2)))
+        ax.axhline(0, color="0.25", lw=1)
+        for model in models:
+            own = part[part["model"] == model]
+            colour, line = strokes[model]
+            ax.plot(own["threshold"], own["estimate"], color=colour, ls=line, lw=1.6)
+            if part["model"].nunique() <= bands:
+                ax.fill_between(own["threshold"], own["low"], own["high"], color=colour, alpha=0.13, lw=0)
+        top = max(part["high"].max() if part["high"].notna().any() else part["estimate"].max(), part["treat_all"].max(), 0.02)
+        ax.set(ylim=(-0.25 * top, 1.08 * top), xlabel="threshold probability", ylabel="net benefit per examination")
+        name = "" if block == "all images" else f"{block}; "
+        ax.set_title(_titled(f"{name}prevalence {part['prevalence'].iloc[0]:.0%}", 46), fontsize=9, fontweight="normal")
+    handles = [plt.Line2D([], [], color=c, ls=line, lw=1.8, label=m) for m, (c, line) in strokes.items()]
+    handles += [plt.Line2D([], [], color="0.25", lw=1, ls=(0, (4, 2)), label="act on everyone"), plt.Line2D([], [], color="0.25", lw=1, label="act on no one")]
+    _legend_below(figure, handles)
+    _note(figure, note)
     return figure
