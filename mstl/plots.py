@@ -383,8 +383,10 @@ def _whisker(ax, y: float, estimate, low, high, model: str, colours: Mapping[str
 
 
 def _note(figure: Figure, note: str) -> None:
+    """Small print under the figure, and under its legend where that hangs over the lower edge."""
     if note:
-        below = 0.32 if figure.legends else 0.08  # inches: a legend hangs over the lower edge
+        rows = sum(-(-len(legend.legend_handles) // legend._ncols) for legend in figure.legends)
+        below = 0.08 + (0.12 + 0.21 * rows if rows else 0)  # inches
         figure.text(0.01, -below / figure.get_figheight(), _titled(note, 115), fontsize=8, color="0.35", va="top")
 
 
@@ -407,7 +409,7 @@ def _grid(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
 
 
 def _legend_below(figure: Figure, handles: Sequence, columns: int = 4) -> None:
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, max(len(handles), 1)), fontsize=8.5)
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, max(len(handles), 1)), fontsize=8.5, borderaxespad=0.3)
 
 
 _LINES = ["-", "--", "-.", ":"]
