@@ -1,4 +1,4 @@
-"""Phantoms: simulated images of five modalities with their truth (label, patient, center, mask, boxes).
+"""Phantoms: simulated images of seven modalities with their truth (label, patient, center, mask, boxes).
 
 Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random
 scatterers seen through a point-spread function; a mammogram and a chest radiograph are sums of what the ray meets; a
@@ -25,7 +25,7 @@ from scipy import ndimage
 from ...errors import MstlError
 from ..catalog import card, nearest
 from ..imageset import BOXES, ImageSet
-from . import cells, chest, fractals, mammogram, ultrasound
+from . import cells, chest, endoscopy, fractals, fundus, mammogram, ultrasound
 from .drawing import Model, Scene
 
 CENTERS = ("A", "B")  # B: an older machine: more noise, more blur, another contrast
@@ -93,8 +93,12 @@ def make(
         masks=masks,
         boxes=None if masks is None else _boxes(masks, labels, classes),
         extra=pd.DataFrame({"subtype": subtypes.astype(str), "conspicuity": conspicuity}),
-        card=dataclasses.replace(card(f"phantom-{kind}"), classes=classes, channels=model.channels),
+        card=dataclasses.replace(card(f"phantom-{kind}"), classes=classes, channels=model.channels, origin=_origin(kind, classes)),
     )
+
+
+def _origin(kind: str, classes: tuple[str, ...]) -> dict[str, str]:
+    return {name: cells.tissue(label) for label, name in enumerate(classes)} if kind == "cells" else {}
 
 
 # --- arguments, patients, threads -------------------------------------------------------------------------------------
@@ -193,4 +197,6 @@ MODELS: dict[str, Model] = {
     "chest": Model(chest.draw, ("normal", "pneumonia"), "patient", masks=True),
     "cells": Model(cells.draw, (), "well", masks=False, n_classes=6, word="line"),
     "fractals": Model(fractals.draw, (), "image", masks=False, channels=3, grouped=False, n_classes=10, word="system"),
+    "endoscopy": Model(endoscopy.draw, ("normal", "polyp"), "patient", masks=True, channels=3),
+    "fundus": Model(fundus.draw, ("normal", "retinopathy", "glaucoma"), "patient", masks=True, channels=3),
 }

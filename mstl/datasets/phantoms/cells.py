@@ -41,6 +41,24 @@ LINES = (
 )
 
 
+#: Where the archetypes come from: made up, as they are, so that lines can be merged by tissue like real ones.
+TISSUES = tuple(f"simulated {name}" for name in ("blood", "stroma", "epithelium", "epithelium", "stroma", "epithelium"))
+
+
+def tissue(label: int) -> str:
+    """The simulated tissue of a line: that of its archetype, or of the nearer of the two that it lies between."""
+    if label < len(LINES):
+        return TISSUES[label]
+    _, a, b, share = _parents(label)
+    return TISSUES[a if share >= 0.5 else b]
+
+
+def _parents(label: int) -> tuple[np.random.Generator, int, int, float]:
+    rng = np.random.default_rng([77, label])
+    a, b = rng.choice(len(LINES), 2, replace=False)
+    return rng, int(a), int(b), rng.uniform(0.25, 0.75)
+
+
 def _line(label: int, difficulty: float) -> Line:
     """The line's mean parameters: an archetype, or a point between two; drawn towards the mean of all lines as it gets
     harder.
@@ -49,9 +67,7 @@ def _line(label: int, difficulty: float) -> Line:
     if label < len(LINES):
         own = table[label]
     else:
-        rng = np.random.default_rng([77, label])
-        a, b = rng.choice(len(LINES), 2, replace=False)
-        share = rng.uniform(0.25, 0.75)
+        rng, a, b, share = _parents(label)
         own = (table[a] * share + table[b] * (1 - share)) * np.exp(rng.normal(0, 0.2, table.shape[1]))
     pull = _between(0.0, 0.72, difficulty)
     return Line(*((1 - pull) * own + pull * table.mean(0)))
