@@ -283,6 +283,50 @@ def sentences(found: Operating, *, at: float = 0.90, titles: Mapping[str, str] |
     return out
 
 
+def leading(found: Operating, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", limit: int = 6) -> list[str]:
+    """The models that a figure can show legibly: those of the primary contrast, or the reference, and then by Youden's index."""
+    names = list(dict.fromkeys(found.rates["model"]))
+    if len(names) <= limit:
+        return names
+    rates = found.rates[(found.rates["rule"] == "Youden") & found.rates["quantity"].isin(["sensitivity", "specificity"])]
+    best = rates.groupby("model")["estimate"].mean().sort_values(ascending=False)
+    first = [reference or names[0]] if reference or not set(contrast) <= set(names) else list(contrast)
+    return [name for name in names if name in {*first, *[m for m in best.index if m not in first][:limit - len(first)]}]
+
+
+def numbers(found: Operating, calibration_rows: pd.DataFrame) -> dict[str, float]:
+    """Figures under names that prose can call, thresholds fixed on validation where the table allows.
+
+    ``<rate>_<rule>_<target>_<model>`` with rule youden, high_sensitivity or high_specificity, and ``_low``, ``_high``;
+    ``saved_<rule>_<target>`` (false positives saved per 1000, first primary pair); ``slope_<target>_<model>``, ``brier_…`` and
+    ``…_recalibrated``; ``prevalence_<target>``.
+    """
+    out: dict[str, float] = {}
+    chosen = "validation" if len(found.differences) and (found.differences["chosen_on"] == "validation").any() else "test"
+
+    def rule_name(rule: str) -> str:
+        return "youden" if rule == "Youden" else f"high_{rule.split(' ')[0]}"
+
+    def place(row) -> str:
+        return "_".join(part for part in (row.target, row.variant) if part) or "all"
+
+    for row in found.rates[found.rates["chosen_on"] == chosen].itertuples():
+        stem = f"{row.quantity}_{rule_name(row.rule)}_{place(row)}_{row.model}"
+        out |= {stem: row.estimate, f"{stem}_low": row.low, f"{stem}_high": row.high, f"prevalence_{place(row)}": row.prevalence}
+    for row in found.differences[found.differences["chosen_on"] == chosen].iloc[::-1].itertuples():  # the first pair counts
+        if row.quantity == "false positives saved per 1000":
+            stem = f"saved_{rule_name(row.rule)}_{place(row)}"
+            out |= {stem: row.estimate, f"{stem}_low": row.low, f"{stem}_high": row.high}
+    for row in found.brier.itertuples():
+        out[f"brier_{place(row)}_{row.model}" + ("" if row.risks == "as given" else "_recalibrated")] = row.estimate
+    for (target, variant, model, risks), part in calibration_rows.groupby(["target", "variant", "model", "risks"], sort=False):
+        where = "_".join(p for p in (target, variant) if p) or "all"
+        slopes = part["slope"].dropna().astype(float)
+        if len(slopes):
+            out[f"slope_{where}_{model}" + ("" if risks == "as given" else "_recalibrated")] = slopes.mean()
+    return {k: float(v) for k, v in out.items() if v is not None and pd.notna(v)}
+
+
 # ---------------------------------------------------------------------------------------------------------------- pieces
 
 
