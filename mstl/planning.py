@@ -46,12 +46,12 @@ def plan(study: Study) -> list[PlannedRun]:
     for lineage in study.lineages:
         if used & {"ctl", "mstl"}:
             runs.append(source := _run("10_source", common | _source(study, lineage)))
-        for bridge in study.bridges if "mstl" in used else []:
+        for bridge in _bridges(study, lineage) if "mstl" in used else []:
             runs.append(_run("20_bridge", common | _bridge(study, lineage, bridge, source.path), needs=[source.path]))
     for lineage in study.lineages:
         for name, variant, target in varied:
             for arm in target.arms or study.arms:
-                for bridge in [b for b in study.bridges if b.targets is None or name in b.targets] if arm == "mstl" else [None]:
+                for bridge in _bridges(study, lineage, name) if arm == "mstl" else [None]:
                     parameters = common | _target(study, lineage, name, variant, target, arm, bridge)
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
@@ -61,7 +61,7 @@ def plan(study: Study) -> list[PlannedRun]:
         for name in study.probe.targets:
             runs.append(_run("35_probe", common | _probe(study, lineage, name, before), needs=[run.path for run in before],
                              outputs=["predictions.csv", "transferability.csv", "metrics.json"]))
-    main = [run.path for run in targets if _of_main_bridge(study, run.parameters)]
+    main = [run.path for run in targets if _compared(study, run, targets)]
     runs.append(_run("60_comparison", _comparison(study) | {"predictions": main}, needs=main, outputs=["metrics.json"]))
     runs += [_analysis(study, entry, runs) for entry in study.analyses]
     if study.show_reference:
@@ -111,6 +111,12 @@ def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
     trained = lineage.source not in ("imagenet", "none") and not is_weights(lineage.source)
     return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "options": lineage.source_options,
             "recipe": lineage.source_recipe.over(study.recipe).parameters() if trained else {}, "seed": study.seeds[0]}
+
+
+def _bridges(study: Study, lineage: Lineage, target: str = "") -> list[Bridge]:
+    """The bridges that a lineage has, and that a target, where one is named, is fine-tuned from."""
+    return [bridge for bridge in study.bridges if (bridge.lineages is None or lineage.name in bridge.lineages)
+            and (not target or bridge.targets is None or target in bridge.targets)]
 
 
 def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict[str, Any]:
@@ -163,9 +169,15 @@ def _comparison(study: Study) -> dict[str, Any]:
         "simulated": any(_simulated(target.data) for target in study.targets.values())}
 
 
-def _of_main_bridge(study: Study, parameters: Mapping[str, Any]) -> bool:
-    """Whether a run of the target stage belongs to the comparison of the arms: ablations have analyses of their own."""
-    return not parameters["bridge"] or parameters["bridge"] == study.bridges[0].name
+def _compared(study: Study, run: PlannedRun, targets: list[PlannedRun]) -> bool:
+    """Whether a run of the target stage belongs to the comparison of the arms: ablations (other bridges than the first, a variant
+    with one arm alone) have analyses of their own."""
+    def block(other: PlannedRun) -> tuple[str, ...]:
+        return tuple(other.parameters[key] for key in ("target", "variant", "lineage"))
+
+    arms = {other.parameters["arm"] for other in targets if block(other) == block(run)}
+    main = not run.parameters["bridge"] or run.parameters["bridge"] == study.bridges[0].name
+    return main and (len(arms) > 1 or not run.parameters["variant"])
 
 
 def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Mapping[str, Path] | None = None) -> PlannedRun:
@@ -180,7 +192,7 @@ def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Map
     declared = templates.parameters(entry.notebook)
     given = _comparison(study) | {
         "threads": study.threads, "image_size": study.image_size, "seeds": study.seeds,
-        "bridges": {bridge.name: bridge.model_dump(exclude_defaults=True, exclude={"name", "targets", "seeds"}) for bridge in study.bridges},
+        "bridges": {bridge.name: bridge.model_dump(exclude_defaults=True, exclude={"name", "targets", "lineages", "seeds"}) for bridge in study.bridges},
         "predictions": [path for path in read if path.startswith(("30_target/", "35_probe/"))],
         "scores": [path for path in read if path.startswith("35_probe/")]}
     parameters = {key: value for key, value in given.items() if key in declared} | entry.parameters

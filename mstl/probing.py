@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mstl.datasets.imageset import ImageSet
     from mstl.datasets.splits import Split
 
+#: Pándy et al. reduce the features to 64 principal components; with all of them every coefficient is zero to the last digit.
+_OPTIONS = {"gbc": {"components": 64}}
 #: What the probe's validation chooses from: the penalty is |w|²/(2 S) beside the mean loss.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
@@ -74,10 +76,11 @@ def networks(places: Sequence[Path], seeds: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(folder: str | Path, data: ImageSet, *, cache: Path | None = None) -> Seen:
-    """Features and head probabilities of every image of ``data`` from the checkpoint in ``folder``.
+def describe(folder: str | Path, data: ImageSet, *, rows: np.ndarray | None = None, cache: Path | None = None) -> Seen:
+    """Features and head probabilities of the images ``rows`` of ``data`` (default all) from the checkpoint in ``folder``.
 
-    The network is not changed. ``cache``: a folder where the arrays are kept, named by everything that decides them.
+    The arrays have a row for every image of ``data``; those of other images are not a number. The network is not changed.
+    ``cache``: a folder where the arrays are kept, named by everything that decides them.
     Raises MstlError for a folder without a checkpoint and for images of another size than the network's.
     """
     from mstl import checkpoints, training
@@ -87,22 +90,29 @@ def describe(folder: str | Path, data: ImageSet, *, cache: Path | None = None) -
         raise MstlError(f"The network in {folder} takes images of {record.spec.image_size} px, but {data.name} was prepared at {data.size} px: "
                         "prepare it at the network's size.")
     trained = (record.extra or {}).get("head", "trained") in ("trained", "labels")
+    rows = np.arange(len(data)) if rows is None else np.unique(np.asarray(rows, np.int64))
+
+    def whole(part: np.ndarray) -> np.ndarray:
+        full = np.full((len(data), part.shape[1]), np.nan, part.dtype)
+        full[rows] = part
+        return full
+
     kept = None
     if cache is not None:
-        key = hashlib.sha256("\0".join((record.sha256, data.hash, training.code_fingerprint())).encode()).hexdigest()
-        kept = cache / f"features-{key[:16]}.npz"
+        decides = (record.sha256, data.hash, hashlib.sha256(rows.tobytes()).hexdigest(), training.code_fingerprint())
+        kept = cache / f"features-{hashlib.sha256(chr(0).join(decides).encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
             with np.load(kept, allow_pickle=False) as arrays:
-                return Seen(arrays["features"], arrays["probabilities"] if trained else None, record.lineage, record.sha256)
+                return Seen(whole(arrays["features"]), whole(arrays["probabilities"]) if trained else None, record.lineage, record.sha256)
     model = _fitting(checkpoints.load(folder), data)
-    features = training.extract_features(model, data)
-    probabilities = training.predict(model, data) if trained else np.zeros((0, 0))
+    features = training.extract_features(model, data, rows)
+    probabilities = training.predict(model, data, rows) if trained else np.zeros((len(rows), 0))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         aside = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
         np.savez(aside, features=features, probabilities=probabilities)
         os.replace(aside, kept)
-    return Seen(features, probabilities if trained else None, record.lineage, record.sha256)
+    return Seen(whole(features), whole(probabilities) if trained else None, record.lineage, record.sha256)
 
 
 def _fitting(model, data: ImageSet):
@@ -143,8 +153,8 @@ def measure(
         if MEASURES[name][1]:
             out[name] = None if theta is None else calls[name]()
             continue
-        function = getattr(transferability, name)
-        out[name] = _or_none(lambda f=function, more=({"seed": seed} if name in ("nleep", "parc") else {}): f(features, labels, **more))
+        function, more = getattr(transferability, name), _OPTIONS.get(name, {})
+        out[name] = _or_none(lambda f=function, more=more | ({"seed": seed} if name in ("nleep", "parc") else {}): f(features, labels, **more))
     return out
 
 
@@ -157,27 +167,39 @@ def _or_none(call: Callable[[], float]) -> float | None:
 
 def probe(features: np.ndarray, labels: np.ndarray, split: Split, *, n_classes: int, train: np.ndarray | None = None) -> Probe:
     """Logistic regression on the features (N, D), standardised on the training rows, its L2 penalty chosen by the loss on
-    the validation rows; no refit. ``train``: fewer training rows than the split has."""
+    the validation rows; no refit. ``train``: fewer training rows than the split has.
+
+    Where the training rows are fewer than the features, the fit is done in the space that they span, which gives the same solution.
+    """
     from scipy.special import log_softmax
     from sklearn.linear_model import LogisticRegression
 
     train = split.train if train is None else train
-    x = np.asarray(features, float)
-    mean, sd = x[train].mean(0), x[train].std(0)
-    x = (x - mean) / np.where(sd > 1e-8, sd, 1.0)
-    present = np.unique(labels[train])
-    if len(present) < n_classes:
-        raise MstlError(f"The training part has images of {len(present)} of {n_classes} classes, so a probe cannot learn the others: "
+    if len(np.unique(labels[train])) < n_classes:
+        raise MstlError(f"The training part has images of {len(np.unique(labels[train]))} of {n_classes} classes, so a probe cannot learn the others: "
                         "take more training images.")
+    x, val, test = _reduced(np.asarray(features, float), train, split.val, split.test)
     best = None
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength / len(train), max_iter=2000)
-        model.fit(x[train], labels[train])
-        score = _logits(model, x[split.val])
-        loss = -log_softmax(score, axis=1)[np.arange(len(split.val)), labels[split.val]].mean()
+        model = LogisticRegression(C=strength / len(train), solver="newton-cholesky", max_iter=200).fit(x, labels[train])
+        score = _logits(model, val)
+        loss = -log_softmax(score, axis=1)[np.arange(len(val)), labels[split.val]].mean()
         if best is None or loss < best[0]:
-            best = (loss, strength, np.exp(log_softmax(score, axis=1)), np.exp(log_softmax(_logits(model, x[split.test]), axis=1)))
-    return Probe(best[2], best[3], best[1])
+            best = (loss, strength, score, _logits(model, test))
+    return Probe(np.exp(log_softmax(best[2], axis=1)), np.exp(log_softmax(best[3], axis=1)), best[1])
+
+
+def _reduced(features: np.ndarray, train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Standardised features of the rows, in coordinates of the space that the training rows span where that is smaller."""
+    mean, sd = features[train].mean(0), features[train].std(0)
+    parts = [(features[rows] - mean) / np.where(sd > 1e-8, sd, 1.0) for rows in (train, *others)]
+    x = parts[0]
+    if len(x) >= x.shape[1]:
+        return tuple(parts)
+    power, vectors = np.linalg.eigh(x @ x.T)
+    kept = power > power[-1] * 1e-12
+    basis = x.T @ (vectors[:, kept] / np.sqrt(power[kept]))  # (D, rank), orthonormal
+    return tuple(part @ basis for part in parts)
 
 
 def probe_sizes(features: np.ndarray, data: ImageSet, split: Split, sizes: Sequence[int]) -> list[tuple[str, int, Probe]]:

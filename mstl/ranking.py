@@ -25,6 +25,8 @@ MEASURES: Mapping[str, tuple[str, bool]] = {
     "nleep": ("N-LEEP", False), "transrate": ("TransRate", False), "parc": ("PARC", False),
 }
 BLOCK = ["target", "backbone"]
+#: Independent checkpoints below which an agreement is no evidence.
+ENOUGH = transferability.ENOUGH_CHECKPOINTS
 _KEYS = [*BLOCK, "source", "bridge", "hop", "seed"]
 
 
@@ -143,9 +145,11 @@ def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.D
 
 def answer(found: pd.DataFrame, *, measures: Sequence[str] = ("LEEP", "NCE", "H-score"), simulated: bool = False) -> str:
     """The agreement of the named measures with performance in words of a fixed form, generated from the numbers alone."""
-    own = found[found["measure"].isin(measures) & found["kendall"].notna()]
+    known = found[found["measure"].isin(measures) & found["kendall"].notna()]
+    own = known[known["n_groups"] >= ENOUGH]
     if own.empty:
-        return "Too few checkpoints stand behind this page to say how the measures follow performance."
+        most = f"at most {known['n_groups'].max()} independent bridges" if len(known) else "too few checkpoints"
+        return f"With {most}, where {ENOUGH} are the least, this page cannot say how the measures follow performance."
     clear = own[own["kendall_low"] > 0]
     wrong = own[own["kendall_high"] < 0]
     images = "simulated images (which check the machinery, not the claim)" if simulated else "real images"
@@ -164,3 +168,65 @@ def by_three(level_r: float = 0.95) -> dict[str, float]:
     t = level_r / np.sqrt(1 - level_r**2)
     needed = stats.t.ppf(0.975, 1)
     return {"p_value": float(2 * stats.t.sf(t, 1)), "needed": float(needed / np.sqrt(1 + needed**2))}
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`checkpoints` with the measures of a source head only where it has the most common number of classes."""
+    out = table.copy()
+    for name, (_, head) in MEASURES.items():
+        if head and name in out:
+            for _, block in table[table[name].notna()].groupby([*BLOCK, "way"]):
+                common = block["source_classes"].mode().iloc[0]
+                out.loc[block.index[block["source_classes"] != common], name] = np.nan
+    return out
+
+
+def panels(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """With a column ``label`` for figures: the target's title, with what differs besides (backbone, way)."""
+    name = rows["target"].map(lambda t: titles.get(t, t) or t)
+    for column in ("backbone", "way"):
+        if rows[column].nunique() > 1:
+            name = name + ", " + rows[column]
+    return rows.assign(label=name)
+
+
+def tidy(found: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`agreements` to look at."""
+    def text(row, field: str) -> str:
+        value, low, high = (getattr(row, f"{field}{end}") for end in ("", "_low", "_high"))
+        return "does not exist" if value is None or pd.isna(value) else f"{value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+
+    out = found[[*BLOCK, "way", "measure"]].copy()
+    for field, shown in (("pearson", "Pearson's r"), ("kendall", "Kendall's τ"), ("weighted_kendall", "weighted τ")):
+        out[shown] = [text(row, field) for row in found.itertuples()]
+    out["checkpoints"], out["bridges"] = found["n"], found["n_groups"]
+    keep = ["target", *(c for c in ("backbone", "way") if found[c].nunique() > 1), "measure"]
+    return out.set_index(keep)[["Pearson's r", "Kendall's τ", "weighted τ", "checkpoints", "bridges"]]
+
+
+def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`ceilings` to look at."""
+    rows = rows.reindex(columns=[*BLOCK, "way", "bridges", "chains", "between", "within", "reliability", "kendall", "kendall_low", "kendall_high", "note"])
+    out = rows[["target", "backbone", "way", "bridges", "chains"]].copy()
+    out["SD between bridges"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["between"]]
+    out["SD between chains"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["within"]]
+    out["most that Kendall's τ can be"] = [f"{r.kendall:.2f} ({r.kendall_low:.2f} to {r.kendall_high:.2f})" if pd.notna(r.kendall) else r.note
+                                           for r in rows.itertuples()]
+    keep = ["target", *(c for c in ("backbone", "way") if rows[c].nunique() > 1)]
+    return out.set_index(keep).drop(columns=[c for c in ("backbone", "way") if c not in keep])
+
+
+def numbers(found: pd.DataFrame, limits: pd.DataFrame) -> dict[str, float | int]:
+    """Every figure under a name that prose can call: ``tau_<target>_<measure>`` with ``_low`` and ``_high``, ``r_<target>_<measure>``,
+    ``n_<target>_<measure>``, ``ceiling_<target>``, of the first backbone; fine-tuning ends in ``_tuned``."""
+    out: dict[str, float | int] = {}
+    first = found["backbone"].iloc[0] if len(found) else ""
+    column = {shown: name for name, (shown, _) in MEASURES.items()}
+    for row in found[(found["backbone"] == first) & found["kendall"].notna()].itertuples():
+        stem = f"{row.target}_{column[row.measure]}" + ("_tuned" if row.way == "fine-tuning" else "")
+        out |= {f"tau_{stem}": float(row.kendall), f"tau_{stem}_low": float(row.kendall_low), f"tau_{stem}_high": float(row.kendall_high),
+                f"r_{stem}": float(row.pearson), f"n_{stem}": int(row.n)}
+    if "kendall" in limits:
+        for row in limits[(limits["backbone"] == first) & limits["kendall"].notna()].itertuples():
+            out[f"ceiling_{row.target}" + ("_tuned" if row.way == "fine-tuning" else "")] = float(row.kendall)
+    return out

@@ -107,9 +107,10 @@ class Bridge(DataKeys):
     merge_to: Annotated[int, Field(ge=0)] = 0  # … to this many
     control: Literal["", "labels", "statistics"] = ""  # labels: shuffled; statistics: only those of batch normalisation
     grey: bool = False  # colour images as grey ones
-    draw: Annotated[int, Field(ge=0)] = 0  # which draw of images, lines or merging
+    draw: Annotated[int, Field(ge=-1)] = 0  # which draw of images, lines or merging; -1: each chain its own
     seeds: list[int] | None = None  # chains; default: the study's
     targets: list[Name] | None = None  # targets that are fine-tuned from it; default: all
+    lineages: list[Name] | None = None  # lineages that have it; default: all
 
 
 class Tuning(_Keys):
@@ -313,6 +314,10 @@ def _consistent(study: Study, path: Path) -> Study:
                 raise MstlError(f"{path}: {key} names the target '{name}', which targets does not have: "
                                 f"{templates.suggestion(name, study.targets)}")
     for bridge in study.bridges:
+        for name in bridge.lineages or []:
+            if name not in [lineage.name for lineage in study.lineages]:
+                raise MstlError(f"{path}: bridges.{bridge.name}.lineages names '{name}', which lineages does not have: "
+                                f"{templates.suggestion(name, [lineage.name for lineage in study.lineages])}")
         if bool(bridge.merge) != bool(bridge.merge_to):
             raise MstlError(f"{path}: bridges.{bridge.name} needs both merge (tissue or random) and merge_to (a number of classes), or neither.")
     for entry in study.analyses:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import MstlError
 from .catalog import nearest
 from .imageset import ImageSet
-from .splits import _checked_seed
+from .splits import _checked_seed, one_group_per_class
 
 WAYS = ("random", "tissue")
 LUMA = (299, 587, 114)  # thousandths of red, green and blue (ITU-R BT.601)
@@ -107,6 +107,26 @@ def grey(data: ImageSet) -> ImageSet:
     images.setflags(write=False)
     card = _noted(data, "turned grey (ITU-R BT.601)", channels=1)
     return data._derive("grey", images=images, name=f"{data.name}-grey", card=card)
+
+
+def varied(
+    data: ImageSet, *, images: float = 1.0, lines: float = 1.0, n_train: int = 0, merge_how: str = "", merge_to: int = 0,
+    shuffle: bool = False, seed: int = 0,
+) -> tuple[ImageSet, np.ndarray, np.ndarray]:
+    """A bridge as an ablation wants it: the set, its training rows and its held-out rows (see `one_group_per_class`).
+
+    In this order: the share `lines` of the classes; classes merged (`merge_how`, `merge_to`); whole groups held out; the share `images`
+    of the training images of every class; `n_train` of them (0: all); labels shuffled over the training rows. `seed` decides all draws.
+    """
+    if lines < 1:
+        kept = data.labels[keep_classes(data, np.arange(len(data)), lines, seed=seed)]
+        data = data.select([data.classes[label] for label in np.unique(kept)])
+    if merge_how:
+        data = merge(data, merge_how, merge_to, seed=seed)
+    train, held_out = one_group_per_class(data, seed=0)
+    train = keep_images(data, train, images, seed=seed) if images < 1 else train
+    train = take(data, train, n_train, seed=seed) if n_train else train
+    return (shuffle_labels(data, train, seed=seed) if shuffle else data), train, held_out
 
 
 # --- the pieces --------------------------------------------------------------------------------------------------------
