@@ -1,4 +1,4 @@
-"""The command line: ``mstl data``, ``mstl run``, ``mstl book``."""
+"""The command line: ``mstl data``, ``mstl run``, ``mstl book``, ``mstl compare``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ examples:
   mstl run smoke --estimate            what the study would cost: runs, minutes, disk
   mstl run workshop                    run it, two runs at a time; again to continue after an interruption
   mstl book workshop                   render the executed notebooks as a book
+  mstl compare predictions.csv         compare the models of any table of predictions: one HTML page, one CSV
 
 Results are written below the checkout, or below $MSTL_HOME. Archives are looked for in data/raw/ and in the folders of $MSTL_DATA.
 """
@@ -37,6 +38,18 @@ an interrupted one continues. Options that mstl does not know go to Snakemake:
   mstl run smoke --until 20_bridge_vit_cells
   mstl run reference --keep-going      go on with independent runs after a failure
   mstl run mine.yml --jobs 20 --executor slurm       on a cluster, with snakemake-executor-plugin-slurm installed
+"""
+
+_COMPARE = """\
+TABLE is a CSV file with one row an image and model: image_id, y_true, model and p_<class>; better also group (the patient),
+center, split (val, test), seed and fold. Other column names are mapped:
+
+  mstl compare predictions.csv
+  mstl compare predictions.csv --reference baseline --group patient --prevalence 0.02
+  mstl compare mine.csv --columns image=image_id truth=y_true prob_malignant=p_malignant
+
+A mistake in the table is one sentence that names the row. The folder of the results holds report.html, which needs no
+network and no other file, numbers.csv with every figure, and the executed notebooks.
 """
 
 
@@ -95,6 +108,24 @@ def _parser() -> argparse.ArgumentParser:
     book = commands.add_parser("book", help="render the book of a study", description="Render the book of a study that has run.")
     book.add_argument("study", metavar="STUDY", nargs="?", default="workshop", help="default: workshop")
     book.set_defaults(action=_book)
+
+    compare = commands.add_parser("compare", help="compare the models of a table of predictions", formatter_class=keep, epilog=_COMPARE,
+                                  description="Compare the models of a table of predictions.", allow_abbrev=False)
+    compare.add_argument("tables", nargs="+", metavar="TABLE", help="CSV files, or folders of runs")
+    compare.add_argument("--reference", default="", metavar="MODEL", help="the model that every other is compared with (default: the first)")
+    compare.add_argument("--group", default="", metavar="COLUMN", help="what counts as one in the resampling, as a rule the patient")
+    compare.add_argument("--columns", nargs="+", default=[], metavar="YOURS=OURS", help="your column names, where they differ")
+    compare.add_argument("--positive", default="", metavar="CLASS", help="the positive class (default: the last p_ column)")
+    compare.add_argument("--prevalence", type=float, metavar="SHARE", help="of the population that counts per 1000 are for (default: the test set's)")
+    compare.add_argument("--by", nargs="+", default=["center"], metavar="COLUMN", help="columns whose values get results of their own (default: center)")
+    compare.add_argument("--margin", type=float, default=0.02, help="AUC difference that does not matter in practice (default: 0.02)")
+    compare.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
+    compare.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: 2000)")
+    compare.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    compare.add_argument("--simulated", action="store_true", help="the images were simulated: every figure says so")
+    compare.add_argument("--title", default="", help="of the report")
+    compare.add_argument("--out", metavar="FOLDER", help="default: <name of the table>-comparison")
+    compare.set_defaults(action=_compare)
     return parser
 
 
@@ -177,6 +208,23 @@ def _book(given: argparse.Namespace, _: list[str]) -> int:
     from mstl import report
 
     report.build_book(given.study)
+    return 0
+
+
+def _compare(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl import compare
+
+    columns = {}
+    for pair in given.columns:
+        yours, equals, ours = pair.rpartition("=")
+        if not (yours and equals and ours):
+            raise MstlError(f"--columns takes pairs such as patient=group, but got '{pair}': write YOURS=OURS.")
+        columns[yours] = ours
+    if given.group:
+        columns[given.group] = "group"
+    compare.compare(given.tables, given.out, compare.Settings(
+        reference=given.reference, positive=given.positive, prevalence=given.prevalence, by=tuple(given.by), margin=given.margin, level=given.level,
+        n_resamples=given.resamples, seed=given.seed, simulated=given.simulated, title=given.title, columns=columns))
     return 0
 
 
