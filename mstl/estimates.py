@@ -1,17 +1,19 @@
-"""What a study will cost before it is started: minutes and disk of every run.
+"""What a study will cost before it is started: minutes and disk of every run, and hours on one GPU.
 
 A run that was done before with the same parameters costs what its ``run.json`` says; any other is computed from the images
-that it trains on and the speed of its backbone on one CPU thread. It is an order of magnitude, not a promise.
+that it trains on and the speed of its backbone on one CPU thread. On a GPU the same images are computed at the speed that timm
+published for one card, and augmented, an image at a time as our loop does it, on one CPU core. It is an order of magnitude, not
+a promise: no GPU of ours has measured it.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mstl import paths
+from mstl import paths, templates
 from mstl.planning import PlannedRun, Study, folder, plan
 from mstl.study import RECORD
 
@@ -21,22 +23,36 @@ if TYPE_CHECKING:
 #: Training images a second at 96 pixels on one thread of a 2.5 GHz server CPU (channels last, batch 16), and million
 #: parameters. Measured with a bare PyTorch loop; a name that is not here counts as its nearest relative by first letters.
 SPEED = {
-    "test_vit": (460, 0.3), "tf_efficientnet_lite0": (75, 3.4), "efficientnet_b0": (49, 4.0), "vit_tiny_patch16_224": (52, 5.5),
+    "test_vit": (460, 0.3), "tf_efficientnet_lite0": (75, 3.4), "efficientnet_b0": (49, 4.0), "tf_efficientnet_b2": (36, 7.7), "vit_tiny_patch16_224": (52, 5.5),
     "vit_small_patch16_224": (16, 21.6), "vit_base_patch16_224": (4, 85.7), "resnet18": (40, 11.2), "resnet50": (16, 23.5),
     "densenet121": (20, 7.0), "inception_v3": (26, 21.8), "convnext_tiny": (12, 27.8),
 }
-#: Images of the published sets; of prepared sets, own folders and phantoms the number is known exactly.
-IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 325, "mias-tissue": 322, "mias-whole": 322, "cells-brightfield": 5400,
-          "cifar10": 17000, "bone-fracture": 1900}
+#: Training images a second on one GPU and their side in pixels, as published with timm (results/benchmark-train-amp-nhwc-pt112-
+#: cu113-rtx3090.csv): NVIDIA RTX 3090, mixed precision, channels last, PyTorch 1.12, the largest batch that fits. A batch of 16 or
+#: 32 leaves part of such a card idle, a newer card is faster; a name that is not here counts as its nearest relative.
+GPU = "NVIDIA RTX 3090"
+GPU_SPEED = {
+    "vit_tiny_patch16_224": (2300, 224), "vit_small_patch16_224": (1058, 224), "vit_base_patch16_224": (393, 224),
+    "tf_efficientnet_lite0": (2135, 224), "efficientnet_b0": (1752, 224), "tf_efficientnet_b2": (849, 260), "resnet18": (3482, 224),
+    "resnet50": (1218, 224), "densenet121": (914, 224), "inception_v3": (782, 299), "convnext_tiny": (819, 224), "test_vit": (2300, 224),
+}
+FULL_PRECISION = 0.5  # how fast a card is without mixed precision, against with it: assumed
+#: Seconds of one core that augmenting a grey image of 224 pixels takes: measured beside SPEED; nearly in proportion to the side.
+AUGMENT = {"none": 0.0, "natural": 0.0005, "microscopy": 0.0004, "ultrasound": 0.0034, "mammogram": 0.0036, "radiograph": 0.0035}
+#: Images of the published sets (or of the reduced copies that the project was written with); of prepared sets, own folders and phantoms the number is known exactly.
+IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 238, "mias-tissue": 322, "mias-whole": 322, "cells-brightfield": 5400,
+          "cifar10": 17000, "bone-fracture": 1900, "hep2-cells": 3600, "eye-diseases": 1400, "mednist": 9000}
 #: Seconds of start-up, imports and figures.
-KERNEL = {"00_data": 6.0, "10_source": 9.0, "20_bridge": 9.0, "30_target": 9.0, "60_comparison": 8.0}
+KERNEL = {"00_data": 6.0, "60_comparison": 8.0}
+STARTING = 9.0  # of a stage that is not named above
+PROBED = 1.0  # seconds of the measures and the linear probe of a network on one split
 READING = 3.0  # how much faster an image is read (validation, test) than trained on
 FROZEN = 2.5  # how much faster training is when only the head learns
 BETWEEN = 1.5  # seconds that Snakemake and papermill add to a run
 
 
 def estimate(study: Study, *, jobs: int = 2) -> pd.DataFrame:
-    """One row a run: ``run``, ``seconds``, ``disk_mb``, ``basis`` ("measured" or "estimated"), ``finished``, and ``ends``, the
+    """One row a run: ``run``, ``seconds``, ``gpu_seconds`` (one GPU in the place of the CPU), ``disk_mb``, ``basis`` ("measured" or "estimated"), ``finished``, and ``ends``, the
     second at which it would end when ``jobs`` runs go at a time and those that are finished are not done again."""
     import pandas as pd
 
@@ -62,48 +78,62 @@ def describe(table: pd.DataFrame, study: Study, *, jobs: int = 2) -> str:
         lines.append(f"  {stage:<14} {len(part):>3} runs  {_minutes(part['seconds'].sum()):>9} of one job"
                      + (f", {len(part) - len(rest)} finished" if len(rest) < len(part) else ""))
     measured = int((table["basis"] == "measured").sum())
-    lines.append(f"About {max(1, round(table['disk_mb'].sum()))} MB of disk. "
+    disk = table["disk_mb"].sum()
+    lines.append(f"About {f'{disk / 1000:.0f} GB' if disk >= 10_000 else f'{max(1, round(disk))} MB'} of disk. "
                  + (f"{measured} runs took what they took here before; the others are" if measured else "All is")
-                 + " computed for a server CPU; a GPU is faster.")
+                 + " computed for a server CPU.")
+    lines.append(f"On one GPU about {_minutes(table['gpu_seconds'].sum())}, one run after another: published speed of an {GPU} in "
+                 "large batches, images augmented on one core; not measured here.")
     return "\n".join(lines)
 
 
 def _row(study: Study, run: PlannedRun) -> dict[str, Any]:
     place = folder(study) / run.path
     finished = all((place / name).is_file() for name in run.outputs)
-    seconds, basis = _seconds(run), "estimated"
+    seconds, gpu, basis = _seconds(run), _seconds(run, gpu=True), "estimated"
     if (place / RECORD).is_file():
         before = json.loads((place / RECORD).read_text(encoding="utf-8"))
         if all(before["parameters"].get(key) == value for key, value in run.parameters.items()):
             seconds, basis = before["seconds"] + KERNEL["00_data"] / 2, "measured"
-    return {"run": run.path, "seconds": round(seconds + BETWEEN, 1), "disk_mb": round(_disk(run), 1), "basis": basis,
+    return {"run": run.path, "seconds": round(seconds + BETWEEN, 1), "gpu_seconds": round(gpu + BETWEEN, 1), "disk_mb": round(_disk(run), 1), "basis": basis,
             "finished": finished}
 
 
-def _seconds(run: PlannedRun) -> float:
-    p, start = run.parameters, KERNEL.get(run.stage, 9.0)
+def _seconds(run: PlannedRun, *, gpu: bool = False) -> float:
+    p, start = run.parameters, KERNEL.get(run.stage, STARTING)
     if run.stage == "00_data":
         return start + 0.004 * sum(images(name, p["options"].get(name, {}), p["image_size"]) for name in p["data"])
     if run.stage in ("10_source", "20_bridge"):
         name = p["source"] if run.stage == "10_source" else p["data"]
         if not p["recipe"]:
             return start
-        return start + _trained(p["recipe"], images(name, p["options"], p["image_size"])) * len(p.get("seeds", [0])) / _speed(p)
+        n = images(name, p["options"], p["image_size"]) * p.get("images", 1.0) * p.get("lines", 1.0)
+        return start + _trained(p["recipe"], p.get("n_train") or n) * len(p.get("seeds", [0])) * _each(p, gpu)
     if run.stage == "30_target":
         n, fits = images(p["data"], p["options"], p["image_size"], p["classes"]), len(p["seeds"]) * _splits(p)
         batch, grid = p["recipe"].get("batch_size", 32), [*p["steps"], *p["extra_steps"]]
         tuned = len(p["lrs"]) * sum(p["steps"]) + sum(p["extra_steps"])  # the first chain; the others train the chosen one
         trained = batch * _splits(p) * (tuned + (len(p["seeds"]) - 1) * sum(grid) / len(grid))
         read = fits * (n * (1 / p["folds"] if p["design"] == "folds" else 0.3) * 2)
-        return start + trained / _speed(p) + read / (READING * _speed(p))
+        return start + trained * _each(p, gpu) + read * _each(p, gpu, reading=True)
+    if run.stage == "35_probe":
+        networks = sum(len(p["seeds"]) if path.startswith("20_bridge/") else 1 for path in p["parents"])
+        n = images(p["data"], p["options"], p["image_size"], p["classes"])
+        return start + networks * (n * _each(p, gpu, reading=True) + PROBED * _splits(p))
+    if run.stage == "53_leakage":
+        declared = templates.parameters(run.stage)
+        p = {name: parameter.default for name, parameter in declared.items()} | p
+        n = images(p["data"], p["options"], p["image_size"], p["classes"])
+        return start + p["copies"] * n * (_each(p, gpu, reading=True) + _augmented(p)) + 1.5 * p["repeats"]
     return start + 0.2 * len(p.get("predictions", []))
 
 
 def _disk(run: PlannedRun) -> float:
     p = run.parameters
-    weights = 4 * _backbone(p["backbone"])[1] if "backbone" in p else 0  # MB
+    if run.stage not in ("10_source", "20_bridge", "30_target"):
+        return 1
     fits = len(p.get("seeds", [0])) * (_splits(p) if run.stage == "30_target" else 1)
-    return weights * fits * (1 if run.stage == "10_source" else 2) + 1  # a finished fit and its checkpoint
+    return 4 * _backbone(p["backbone"])[1] * fits * (1 if run.stage == "10_source" else 2) + 1  # a finished fit and its checkpoint, MB
 
 
 def images(name: str, options: Mapping[str, Any], size: int, classes: Sequence[str] = ()) -> int:
@@ -134,14 +164,31 @@ def _splits(p: Mapping[str, Any]) -> int:
     return p["folds"] if p["design"] == "folds" else p["draws"]
 
 
-def _speed(p: Mapping[str, Any]) -> float:
+def _each(p: Mapping[str, Any], gpu: bool, *, reading: bool = False) -> float:
+    """Seconds that one image takes to train on, or to read. The CPU's speed was measured with all that belongs to a step."""
+    if not gpu:
+        per_second = _backbone(p["backbone"])[0] * (96 / p["image_size"]) ** 2 * p["threads"] ** 0.7
+    else:
+        speed, size = GPU_SPEED[_nearest(p["backbone"], GPU_SPEED)]
+        precision = 1.0 if p.get("recipe", {}).get("precision", "no") != "no" else FULL_PRECISION
+        per_second = speed * (size / p["image_size"]) ** 2 * precision
+    if reading:
+        return 1 / (READING * per_second)
     frozen = FROZEN if p["recipe"].get("freeze") == "backbone" else 1.0
-    return _backbone(p["backbone"])[0] * (96 / p["image_size"]) ** 2 * frozen * p["threads"] ** 0.7
+    return 1 / (per_second * frozen) + (_augmented(p["recipe"] | {"image_size": p["image_size"]}) if gpu else 0.0)
+
+
+def _augmented(p: Mapping[str, Any]) -> float:
+    return AUGMENT[p.get("augmentation", "none")] * p["image_size"] / 224
 
 
 def _backbone(name: str) -> tuple[float, float]:
-    shared = {known: len(_common(name, known)) for known in SPEED}
-    return SPEED[max(shared, key=shared.get)] if name not in SPEED else SPEED[name]
+    return SPEED[_nearest(name, SPEED)]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The name itself, else the one that shares most letters with its beginning."""
+    return name if name in known else max(known, key=lambda other: len(_common(name, other)))
 
 
 def _common(a: str, b: str) -> str:

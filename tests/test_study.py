@@ -356,12 +356,65 @@ def test_an_estimate_uses_what_was_measured_and_more_jobs_end_sooner(place):
     assert "10 runs" in estimates.describe(table, read)
 
 
+def target_run(**changes):
+    """A planned run of the target stage on a set whose number of images is known."""
+    parameters = {"backbone": "resnet50", "data": "busi", "options": {}, "classes": [], "image_size": 224, "seeds": [0], "design": "folds", "folds": 5,
+                  "lrs": [1e-3], "steps": [100], "extra_steps": [], "threads": 1, "recipe": {"batch_size": 32, "precision": "bf16"}} | changes
+    return planning.PlannedRun(TARGET, "busi-ctl-x", Path("x.ipynb"), parameters)
+
+
+def test_a_gpu_estimate_is_the_published_speed_and_the_augmentation_on_one_core(place):
+    trained, read = 5 * 100 * 32, 5 * 2 * 780 / 5
+    card = 9 + trained / 1218 + read / (3 * 1218)
+    assert estimates._seconds(target_run(), gpu=True) == pytest.approx(card, rel=0.01)
+    augmented = target_run(recipe={"batch_size": 32, "precision": "bf16", "augmentation": "ultrasound"})
+    assert estimates._seconds(augmented, gpu=True) == pytest.approx(card + trained * 0.0034, rel=0.01)
+    assert estimates._seconds(augmented) == estimates._seconds(target_run()), "the speed of a CPU was measured with all that belongs to a step"
+
+
+@pytest.mark.parametrize("changes", [{"recipe": {"batch_size": 32}}, {"backbone": "vit_base_patch16_224"}, {"image_size": 448}, {"steps": [300]}])
+def test_full_precision_larger_networks_and_images_and_more_steps_cost_a_gpu_more(place, changes):
+    assert estimates._seconds(target_run(**changes), gpu=True) > 1.3 * estimates._seconds(target_run(), gpu=True)
+
+
+def test_a_network_that_no_table_knows_counts_as_its_nearest_relative():
+    assert estimates._nearest("vit_base_patch8_224", estimates.GPU_SPEED) == "vit_base_patch16_224"
+    assert estimates._nearest("resnet50d", estimates.SPEED) == "resnet50"
+
+
+def test_a_smaller_bridge_and_a_probe_are_estimated_from_the_images_they_see(place):
+    bridge = {"backbone": "resnet50", "data": "busi", "options": {}, "image_size": 96, "seeds": [0], "threads": 1, "recipe": {"epochs": 4}}
+    cost = {name: estimates._seconds(planning.PlannedRun("20_bridge", "x", Path("x"), bridge | more)) - estimates.STARTING
+            for name, more in {"whole": {}, "half": {"images": 0.5}, "few": {"n_train": 78}}.items()}
+    assert cost["half"] == pytest.approx(cost["whole"] / 2) and cost["few"] == pytest.approx(cost["whole"] / 10)
+    probe = target_run().parameters | {"parents": ["10_source/a", "20_bridge/a-cells"], "seeds": [0, 1]}
+    one = planning.PlannedRun("35_probe", "x", Path("x"), probe | {"parents": ["10_source/a"]})
+    three = estimates._seconds(planning.PlannedRun("35_probe", "x", Path("x"), probe)) - estimates.STARTING
+    assert three == pytest.approx(3 * (estimates._seconds(one) - estimates.STARTING)), "a source network and two chains of the bridge"
+
+
 # --------------------------------------------------------------------------------------------------- the project's own files
 
 
 @pytest.mark.parametrize("name", planning.studies())
 def test_every_study_of_the_project_fits_the_notebooks(name):
     planning.verify(planning.plan(planning.read_study(name)))
+
+
+def test_the_study_of_the_papers_scale_has_its_networks_optimisers_folds_and_arms_and_an_estimate_of_gpu_hours():
+    paper = planning.read_study("paper")
+    runs = planning.plan(paper)
+    planning.verify(runs)
+    targets = [run.parameters for run in runs if run.stage == TARGET]
+    assert {p["backbone"] for p in targets} == {"vit_base_patch16_224", "resnet50", "tf_efficientnet_b2", "inception_v3"}
+    assert {p["recipe"]["optimizer"] for p in targets} == {"adam", "adagrad", "sgd"} and {p["arm"] for p in targets} == {"scratch", "ctl", "mstl"}
+    assert {(p["image_size"], p["design"], p["folds"]) for p in targets} == {(224, "folds", 5)} and len(targets) == 4 * 3 * 3 * 3
+    assert {p["data"] for p in targets} == {"busi", "chest-xray", "mias-regions"}, "real archives"
+    table = estimates.estimate(paper)
+    hours = table["gpu_seconds"].sum() / 3600
+    assert 20 < hours < 500 and (table["gpu_seconds"] <= table["seconds"]).all()
+    said = estimates.describe(table, paper)
+    assert f"On one GPU about {hours:.1f} h" in said and estimates.GPU in said and "not measured here" in said
 
 
 def test_the_recipe_of_a_study_has_the_keys_and_values_of_the_recipe_that_trains():
