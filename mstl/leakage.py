@@ -8,7 +8,7 @@ the labels as they are and for labels permuted by group, which nothing but sibli
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,17 +107,17 @@ def permute(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) ->
 
 
 def summary(rows: pd.DataFrame, *, metric: str = "auc", level: float = 0.95) -> pd.DataFrame:
-    """Mean over the repeats with its interval, one row a data set, way, kind of labels and learner.
+    """Mean over the repeats with its interval, one row a data set, number of copies, way, kind of labels and learner.
 
     The interval is that of the corrected resampled t (Nadeau & Bengio 2003), because repeats share images; it is cut at 0 and 1.
     """
-    keys = ["data", "way", "labels", "learner"]
+    keys = ["data", "copies", "way", "labels", "learner"]
     out = []
     for key, part in rows.groupby(keys, sort=False):
         mean = float(part[metric].mean())
         t = paired.corrected_resampled_t(part[metric], n_train=part["n_train"].mean(), n_test=part["n_test"].mean(), level=level)
         low, high = (mean, mean) if t.low is None else (max(0.0, t.low), min(1.0, t.high))
-        counts = {name: int(round(part[name].mean())) for name in ("n_train", "n_test", "n_images", "n_groups", "copies")}
+        counts = {name: int(round(part[name].mean())) for name in ("n_train", "n_test", "n_images", "n_groups")}
         out.append(dict(zip(keys, key, strict=True)) | {
             "estimate": mean, "low": low, "high": high, "sd": float(part[metric].std()), "siblings": float(part["siblings"].mean()),
             "nearest": float(part["nearest"].mean()), "repeats": len(part), "simulated": bool(part["simulated"].iloc[0]), **counts})
@@ -144,17 +144,19 @@ def read(path: Path) -> pd.DataFrame:
     return table
 
 
-def sentence(rows: pd.DataFrame, names: Mapping[str, str] | None = None) -> str:
+def sentence(rows: pd.DataFrame, title: str) -> str:
     """What one data set shows, generated from the numbers of its :func:`summary`."""
-    own = rows[(rows["learner"] == "probe")].set_index(["way", "labels"])
-    name = own["data"].iloc[0]
+    own = rows[rows["learner"] == "probe"].set_index(["way", "labels"])
+    first = own.iloc[0]
+    kind = "" if "imulated" in title or not first["simulated"] else "simulated, "
     parts = []
     for way in [w for w in ("copies", "images", "groups") if (w, "true") in own.index]:
         true, control = own.loc[(way, "true")], own.loc[(way, "permuted")]
-        parts.append(f"{WAYS[way]}: {_interval(true)}, with labels permuted by group {_interval(control)}, "
+        how = WAYS[way].replace("split the copies", f"split the {first['copies']} copies of each")
+        parts.append(f"{how}: AUC {_interval(true)}, with labels permuted by group {_interval(control)}, "
                      f"{true['siblings']:.0%} of test images with a sibling in training")
-    kind = " (simulated)" if own["simulated"].iloc[0] and "simulated" not in (names or {}).get(name, name).lower() else ""
-    return f"{(names or {}).get(name, name)}{kind} — " + "; ".join(parts) + "."
+    return (f"{title} ({kind}{first['n_images']} images in {first['n_groups']} groups, {first['repeats']} splits of each kind) — "
+            + "; ".join(parts) + ".")
 
 
 def numbers(rows: pd.DataFrame) -> dict[str, float]:
@@ -241,4 +243,4 @@ def _auc(y: np.ndarray, score: np.ndarray) -> float:
 
 
 def _interval(row) -> str:
-    return f"AUC {row['estimate']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{row['estimate']:.3f} ({row['low']:.3f} to {row['high']:.3f})"

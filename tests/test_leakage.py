@@ -150,9 +150,10 @@ def test_a_written_table_is_read_back_and_another_is_refused(measured, tmp_path)
 
 def test_the_sentence_and_the_numbers_of_prose_say_what_the_table_says(measured):
     table = leakage.summary(measured)
-    said, numbers = leakage.sentence(table, {"families": "Made-up families"}), leakage.numbers(table)
+    said, numbers = leakage.sentence(table, "Made-up families"), leakage.numbers(table)
     honest = of(table, "groups")
-    assert said.startswith("Made-up families (simulated)") and f"split by group: AUC {honest.estimate:.3f}" in said
+    assert said.startswith("Made-up families (simulated, 120 images in 60 groups, 10 splits of each kind)")
+    assert f"split by group: AUC {honest.estimate:.3f}" in said and "split the 3 copies of each at random" in said
     assert numbers["auc_groups"] == honest.estimate and numbers["siblings_groups"] == 0
     assert {f"{kind}_{way}{end}" for kind in ("auc", "permuted") for way in ("copies", "images", "groups", "groups_copies")
             for end in ("", "_low", "_high")} <= set(numbers)
