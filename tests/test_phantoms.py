@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mstl.datasets import phantoms
-from mstl.datasets.phantoms import cells, drawing, fractals, mammogram, ultrasound
+from mstl.datasets import phantoms, subsets
+from mstl.datasets.phantoms import cells, drawing, endoscopy, fractals, fundus, mammogram, ultrasound
 from mstl.errors import MstlError
 
-GREY = ("ultrasound", "mammogram", "chest", "cells")
-WITH_TRUTH = ("ultrasound", "mammogram", "chest")
+ANATOMY = ("ultrasound", "mammogram", "chest", "cells", "endoscopy", "fundus")
+WITH_TRUTH = ("ultrasound", "mammogram", "chest", "endoscopy", "fundus")
+COLOUR = ("fractals", "endoscopy", "fundus")
 
 
 @cache
@@ -44,11 +45,12 @@ def test_another_seed_or_difficulty_draws_other_images(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "size"), [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159)]
+    ("kind", "size"),
+    [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159), ("endoscopy", 70), ("fundus", 65)],
 )
 def test_any_size_is_drawn_with_the_brightness_of_another(kind, size):
     small, large = phantoms.make(kind, n=20, size=48, seed=2), phantoms.make(kind, n=20, size=size, seed=2)
-    assert large.images.shape == (20, size, size, 3 if kind == "fractals" else 1)
+    assert large.images.shape == (20, size, size, 3 if kind in COLOUR else 1)
     assert large.images.std() > 5
     assert abs(large.images.mean() - small.images.mean()) < 0.1 * 255
 
@@ -98,10 +100,10 @@ def test_a_class_is_the_same_line_or_system_for_every_seed(kind):
     assert nearest_centroid(one, other) > 4 / len(one.classes)
 
 
-@pytest.mark.parametrize("kind", GREY)
+@pytest.mark.parametrize("kind", ANATOMY)
 def test_images_of_a_group_look_more_alike_than_images_of_strangers(kind):
     data = drawn(kind)
-    pixels = np.stack([ndimage.gaussian_filter(i.astype(float), 1.0) for i in data.images[..., 0]]).reshape(
+    pixels = np.stack([ndimage.gaussian_filter(i.astype(float), 1.0) for i in data.images.mean(-1)]).reshape(
         len(data), -1
     )
     pixels -= np.median([pixels[data.centers == c].mean(0) for c in phantoms.CENTERS], axis=0)
@@ -122,6 +124,8 @@ def test_centers_can_be_told_apart_and_tell_nothing_about_the_class(kind):
     features = np.column_stack(
         [images.mean((1, 2)), images.std((1, 2)), fine_detail(images), np.percentile(images, 5, axis=(1, 2))]
     )
+    if data.channels == 3:
+        features = np.column_stack([features, data.images[..., 2].mean((1, 2)) / images.mean((1, 2))])
     center = data.centers == "B"
     assert max(abs(auc(f, center) - 0.5) for f in features.T) > 0.25
     table = np.array(
@@ -196,14 +200,86 @@ def test_pneumonia_lies_inside_the_lungs_and_takes_their_darkness():
     assert where[: int(0.06 * data.size)].sum() == 0
 
 
+# --- colour ------------------------------------------------------------------------------------------------------------------
+
+
+def test_endoscopes_see_red_mucosa_in_a_field_with_black_corners():
+    data = drawn("endoscopy", n=60, size=64)
+    inside = data.images[:, 16:48, 16:48].mean((1, 2))
+    assert (inside[:, 0] > inside[:, 1]).all() and inside.min() > 15
+    for corner in (np.s_[:, :3, :3], np.s_[:, -3:, -3:], np.s_[:, :3, -3:], np.s_[:, -3:, :3]):
+        assert data.images[corner].max() < 30
+    assert (data.images.min(-1) > 200).any((1, 2)).mean() > 0.5  # glints on what is wet
+
+
+def test_polyps_lie_on_the_wall_and_normal_mucosa_has_folds_glints_and_residue_too():
+    data = drawn("endoscopy", n=160, size=32)
+    polyp = data.labels == 1
+    middle = np.array([ndimage.center_of_mass(m) for m in data.masks[polyp]]) / 32
+    assert middle.min() > 0.1 and middle.max() < 0.9
+    score = np.column_stack([data.images.mean((1, 2, 3)), data.images.std((1, 2, 3)), (data.images.min(-1) > 230).mean((1, 2))])
+    assert all(abs(auc(s, polyp) - 0.5) < 0.15 for s in score.T)  # none of these tells a polyp
+    assert set(data.extra["subtype"]) == {"mucosa", "sessile", "bulky", "flat"}
+
+
+def test_a_fundus_is_a_lit_disc_whose_brightest_spot_is_the_optic_disc_on_either_side():
+    data = drawn("fundus", n=60, size=96)
+    x, y = np.meshgrid(np.arange(96), np.arange(96))
+    assert data.images[:, np.hypot(x - 47.5, y - 47.5) > 0.5 * 96].max() < 12
+    healthy = data.images[data.labels != 1].astype(float)
+    bright = np.array([np.unravel_index(ndimage.gaussian_filter(i[..., 1], 2).argmax(), (96, 96)) for i in healthy]) / 96
+    assert (np.abs(bright[:, 0] - 0.5) < 0.12).mean() > 0.9  # at the height of the macula
+    off = np.abs(bright[:, 1] - 0.5)
+    assert ((off > 0.1) & (off < 0.35)).mean() > 0.9 and 0.25 < (bright[:, 1] > 0.5).mean() < 0.75
+    assert (healthy[..., 0].mean((1, 2)) > healthy[..., 1].mean((1, 2))).all()
+
+
+def test_the_mask_of_glaucoma_is_the_cup_and_that_of_retinopathy_spares_the_disc():
+    data = drawn("fundus", n=60, size=96)
+    glaucoma = np.flatnonzero(data.labels == 2)
+    assert (data.boxes["image"].value_counts()[glaucoma] == 1).all()  # one cup an eye
+    cups = [data.images[i][data.masks[i] == 1].mean() - data.images[i].mean() for i in glaucoma]
+    assert min(cups) > 20
+    assert data.boxes["image"].value_counts()[np.flatnonzero(data.labels == 1)].median() > 5
+    assert set(data.extra["subtype"]) == {"normal", "retinopathy", "glaucoma"}
+    ratio = data.extra["conspicuity"][glaucoma]
+    assert 0.3 < ratio.min() and ratio.max() <= 0.92 and len(set(data.groups[glaucoma])) == ratio.nunique()
+
+
+def test_simulated_lines_come_from_simulated_tissues_by_which_they_can_be_merged():
+    data = phantoms.make("cells", n=60, size=32, n_classes=30)
+    assert set(data.card.origin) == set(data.classes) and all(t.startswith("simulated ") for t in data.card.origin.values())
+    assert [data.card.origin[f"line-0{k}"] for k in (1, 2, 4)] == ["simulated blood", "simulated stroma", "simulated epithelium"]
+    merged = subsets.merge(data, "tissue", 2)
+    assert merged.classes[1] == "other" and merged.classes[0].startswith("simulated")
+    assert drawn("endoscopy").card.origin == {}
+
+
 # --- difficulty ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", WITH_TRUTH)
+@pytest.mark.parametrize("kind", ("ultrasound", "mammogram", "chest"))
 def test_lesions_stand_out_less_the_greater_the_difficulty(kind):
     sign = -1 if kind == "ultrasound" else 1
     easy, middle, hard = (np.median(sign * lesion_contrast(drawn(kind, difficulty=d))) for d in (0.0, 0.5, 1.0))
     assert easy > middle > hard
+
+
+def test_polyps_and_retinal_lesions_stand_out_less_the_greater_the_difficulty():
+    for kind, classes in (("endoscopy", ["polyp"]), ("fundus", ["retinopathy"])):
+        easy, middle, hard = (
+            np.median(colour_contrast(drawn(kind, n=n, difficulty=d).select(classes)))
+            for n, d in ((60, 0.0), (120, 0.5), (60, 1.0))
+        )
+        assert easy > middle > hard, kind
+
+
+def test_the_cups_of_healthy_and_glaucomatous_discs_overlap_more_the_greater_the_difficulty():
+    separated = []
+    for difficulty in (0.0, 1.0):
+        data = drawn("fundus", n=60, size=64, difficulty=difficulty).select(["normal", "glaucoma"])
+        separated.append(auc(np.array([paleness(image) for image in data.images]), data.labels == 1))
+    assert separated[0] > 0.85 and separated[0] > separated[1] > 0.5
 
 
 @pytest.mark.parametrize("kind", ("cells", "fractals"))
@@ -329,6 +405,23 @@ def lesion_contrast(data):
         around = normal[mask].mean() if data.name == "phantom-chest" else image[ring].mean()
         out.append(image[mask].mean() - around)
     return np.array(out)
+
+
+def colour_contrast(data):
+    """How far the pixels inside the mask are from the mean colour of a ring around it, an image; lesions may be dark and bright at once."""
+    out = []
+    for image, mask in zip(data.images.astype(float), data.masks.astype(bool)):
+        ring = ndimage.binary_dilation(mask, iterations=3) & ~ndimage.binary_dilation(mask)
+        out.append(np.linalg.norm(image[mask] - image[ring].mean(0), axis=1).mean())
+    return np.array(out)
+
+
+def paleness(image):
+    """Share of an eye's disc that is pale: pixels of nearly the disc's greatest green over those of at least half of it."""
+    green = ndimage.gaussian_filter(image[..., 1].astype(float), 0.7)
+    around = np.median(green[green > 20])
+    top = green.max() - around
+    return (green > around + 0.8 * top).sum() / (green > around + 0.4 * top).sum()
 
 
 def fine_detail(images):

@@ -29,7 +29,7 @@ CAMERAS = (
     Camera(0.0055, 0.022, (0.86, 1.06, 1.25), 0.06, 0.42, 0.43),
 )
 RADIUS = 0.485  # of the round field, of the frame
-WIDTHS = (0.0115, 0.0075, 0.0045)  # of vessels in frames, by generation
+WIDTHS = (0.0095, 0.0062, 0.0038)  # of vessels in frames, by generation
 
 
 def draw(scene: Scene) -> list[Shot]:
@@ -79,7 +79,7 @@ _DARK = -np.log(np.array([0.62, 0.26, 0.13], np.float32))
 _DISC = -np.log(np.array([0.95, 0.62, 0.31], np.float32))
 _CUP = -np.log(np.array([1.0, 0.90, 0.64], np.float32))
 _ATROPHY = -np.log(np.array([0.92, 0.58, 0.32], np.float32))
-_BLOOD = np.array([0.34, 0.95, 0.75], np.float32)
+_BLOOD = np.array([0.26, 0.80, 0.60], np.float32)
 _EXUDATE = -np.log(np.array([1.0, 0.90, 0.50], np.float32))
 _WOOL = -np.log(np.array([0.98, 0.88, 0.72], np.float32))
 
@@ -257,7 +257,7 @@ def _with_lesions(
         body = strength * _soft((1 - ratio) / (0.4 if kind == "wool" else 0.18))
         np.maximum(layers[kind][where], body, out=layers[kind][where])
         mask[where] |= ratio < 1
-    density = density + np.minimum(blood, 1.3)[..., None] * _BLOOD * 0.85
+    density = density + np.minimum(blood, 1.3)[..., None] * _BLOOD
     for layer, colour in ((wool, 0.75 * _WOOL), (fat, _EXUDATE)):
         density = density + np.minimum(layer, 1)[..., None] * (colour - density)
     return density, mask
