@@ -181,7 +181,7 @@ def probe(features: np.ndarray, labels: np.ndarray, split: Split, *, n_classes: 
     x, val, test = _reduced(np.asarray(features, float), train, split.val, split.test)
     best = None
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength / len(train), solver="newton-cholesky", max_iter=200).fit(x, labels[train])
+        model = LogisticRegression(C=strength / len(train), solver="newton-cholesky", tol=1e-8, max_iter=200).fit(x, labels[train])
         score = _logits(model, val)
         loss = -log_softmax(score, axis=1)[np.arange(len(val)), labels[split.val]].mean()
         if best is None or loss < best[0]:

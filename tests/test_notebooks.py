@@ -13,7 +13,7 @@ import pytest
 
 from mstl import paths, predictions, templates
 
-STAGES = ["00_data", "10_source", "20_bridge", "30_target", "60_comparison"]
+STAGES = templates.stages()
 STUDY = """
 study: tiny
 image_size: 32

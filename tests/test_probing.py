@@ -1,0 +1,252 @@
+"""Probes of frozen features, rankings by the measures, and the tables of the ablations."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from mstl import ablation, checkpoints, predictions, probing, ranking, training
+from mstl.datasets import load, splits
+from mstl.errors import MstlError
+from mstl.metrics import roc, transferability
+from mstl.models import backbones
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return load("phantom-ultrasound", size=32, root=tmp_path_factory.mktemp("data"), n=120, progress=False).select(["benign", "malignant"])
+
+
+@pytest.fixture(scope="module")
+def split(images):
+    return splits.holdout(images, test=0.4, seed=0)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("run") / "checkpoint"
+    checkpoints.save(place, backbones.create("test_vit", 5, image_size=32, seed=3), lineage=[{"stage": "source", "data": "none"}])
+    return place
+
+
+# --------------------------------------------------------------------------------------------------------------- features
+
+
+def test_features_and_probabilities_are_those_of_the_network_and_come_back_from_the_cache(images, folder, tmp_path):
+    rows = np.array([3, 1, 7])
+    seen = probing.describe(folder, images, rows=rows, cache=tmp_path)
+    model = checkpoints.load(folder)
+    from dataclasses import replace
+
+    model.spec = replace(model.spec, channels=1)
+    np.testing.assert_array_equal(seen.features[np.sort(rows)], training.extract_features(model, images, np.sort(rows)))
+    np.testing.assert_array_equal(seen.probabilities[np.sort(rows)], training.predict(model, images, np.sort(rows)))
+    assert np.isnan(seen.features[[0, 2]]).all() and seen.features.shape[0] == len(images)
+    assert len(list(tmp_path.glob("features-*.npz"))) == 1
+    again = probing.describe(folder, images, rows=rows, cache=tmp_path)
+    np.testing.assert_array_equal(again.features, seen.features)
+
+
+def test_a_head_that_was_never_trained_has_no_probabilities(images, tmp_path):
+    model = backbones.create("test_vit", 5, image_size=32, seed=3)
+    checkpoints.save(tmp_path / "c", model, lineage=[], extra={"head": "statistics"})
+    assert probing.describe(tmp_path / "c", images, rows=np.arange(4)).probabilities is None
+
+
+def test_images_of_another_size_end_in_one_sentence(folder, tmp_path):
+    other = load("phantom-chest", size=48, root=tmp_path, n=24, progress=False)
+    with pytest.raises(MstlError, match="takes images of 32 px.*48 px"):
+        probing.describe(folder, other)
+
+
+def test_the_statistics_control_changes_no_weight_and_refuses_a_network_without_them(images):
+    model = backbones.create("tf_efficientnet_lite0", 2, image_size=32, channels=1, seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    steps = training.adapt_statistics(model, images, np.arange(24), training.Recipe(steps=3, batch_size=8, augmentation="ultrasound"))
+    after = model.state_dict()
+    changed = {k for k in before if not before[k].equal(after[k])}
+    assert steps == 3 and changed and all("running" in k or "num_batches" in k for k in changed)
+    with pytest.raises(MstlError, match="no batch normalisation"):
+        training.adapt_statistics(backbones.create("test_vit", 2, image_size=32, channels=1), images, np.arange(8), training.Recipe(steps=1))
+
+
+# ------------------------------------------------------------------------------------------------------- measures and probes
+
+
+def blobs(n=90, d=40, seed=0):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, n)
+    return random.normal(size=(n, d)) + 0.6 * labels[:, None] * (np.arange(d) < 5), labels
+
+
+def test_each_measure_is_the_one_of_the_metrics_module():
+    features, labels = blobs()
+    theta = np.random.default_rng(1).dirichlet(np.ones(4), len(labels))
+    found = probing.measure(features, labels, source_probs=theta)
+    assert found["leep"] == transferability.leep(theta, labels) and found["nce"] == transferability.nce(theta.argmax(1), labels)
+    assert found["logme"] == transferability.logme(features, labels) and found["gbc"] == transferability.gbc(features, labels, components=64)
+    assert set(found) == set(probing.MEASURES) and all(np.isfinite(list(found.values())))
+
+
+def test_measures_of_a_head_are_absent_without_one_and_more_images_than_the_limit_are_drawn_by_class():
+    features, labels = blobs(300)
+    few = probing.measure(features, labels, names=["leep", "logme"], n_max=60)
+    rows = transferability.stratified_part(labels, 60, 0)
+    assert few["leep"] is None and few["logme"] == transferability.logme(features[rows], labels[rows])
+
+
+def test_an_unknown_measure_and_damaged_features_end_in_one_sentence():
+    features, labels = blobs()
+    with pytest.raises(MstlError, match="'legme' does not exist"):
+        probing.measure(features, labels, names=["legme"])
+    features[3, 4] = np.nan
+    with pytest.raises(MstlError, match="not finite"):
+        probing.measure(features, labels)
+
+
+@pytest.mark.parametrize("d", [15, 200])
+def test_a_probe_is_the_logistic_regression_of_the_whole_feature_space(d):
+    features, labels = blobs(150, d)
+    split = splits.Split(0, np.arange(70), np.arange(70, 100), np.arange(100, 150))
+    found = probing.probe(features, labels, split, n_classes=2)
+    x = (features - features[:70].mean(0)) / features[:70].std(0)
+    losses = {}
+    for strength in probing.STRENGTHS:
+        model = LogisticRegression(C=strength / 70, max_iter=10000, tol=1e-9).fit(x[:70], labels[:70])
+        p = model.predict_proba(x)
+        losses[strength] = (-np.log(p[np.arange(70, 100), labels[70:100]]).mean(), p[100:])
+    best = min(losses, key=lambda s: losses[s][0])
+    assert found.strength == best
+    np.testing.assert_allclose(found.test, losses[best][1], atol=2e-5)
+
+
+def test_a_probe_without_images_of_a_class_ends_in_one_sentence():
+    features, labels = blobs(40)
+    rows = np.flatnonzero(labels == 0)
+    with pytest.raises(MstlError, match="1 of 2 classes"):
+        probing.probe(features, labels, splits.Split(0, rows, rows[:3], rows[:3]), n_classes=2)
+
+
+def test_sizes_of_the_atlas_are_nested_and_those_out_of_reach_are_left_out(images, split):
+    features = np.random.default_rng(0).normal(size=(len(images), 6))
+    fitted = probing.probe_sizes(features, images, split, [0, 12, 24, 100000])
+    assert [(variant, n) for variant, n, _ in fitted] == [("probe", len(split.train)), ("probe_n12", 12), ("probe_n24", 24)]
+
+
+# ------------------------------------------------------------------------------------------------------------------ ranking
+
+
+def tables(n_bridges=14, chains=2, noise=0.0, seed=0):
+    """Scores and predictions where LogME tells the truth and the H-score the contrary; AUC grows from bridge to bridge."""
+    random = np.random.default_rng(seed)
+    truth = np.tile([0, 1], 40)
+    scores, rows = [], []
+    for b in range(n_bridges + 1):
+        bridge = f"b{b:02d}" if b else ""
+        for chain in range(chains):
+            signal = truth + random.normal(size=80) * (3 - 0.18 * b)
+            p = 1 / (1 + np.exp(-signal + 0.5))
+            rows += [{"image_id": f"i{i}", "y_true": "ill" if t else "well", "p_well": 1 - v, "p_ill": v, "model": bridge or "ctl", "arm": "mstl" if b else "ctl",
+                      "bridge": bridge, "target": "t", "backbone": "net", "variant": "probe", "seed": chain, "fold": 0, "split": "test", "group": f"i{i}"}
+                     for i, (t, v) in enumerate(zip(truth, p))]
+            if b or not chain:
+                auc = roc.auc(truth == 1, p)
+                scores.append({"target": "t", "backbone": "net", "source": "s", "bridge": bridge, "hop": "h", "seed": chain, "fold": 0, "n": 50,
+                               "source_classes": 1000 if not b else 30 if b % 3 else 6, "leep": auc, "logme": auc + random.normal() * noise, "h_score": -auc})
+    return pd.DataFrame(scores), predictions.check(pd.DataFrame(rows))
+
+
+def test_a_perfect_measure_agrees_perfectly_and_a_reversed_one_disagrees():
+    scores, table = tables()
+    scores.loc[0, ["logme", "h_score"]] = np.array([1, -1]) * ranking.reached(table).query("bridge == ''")["auc"].mean()  # the source is a mean over chains
+    found = ranking.agreements(ranking.checkpoints(scores, table), n_resamples=100).set_index("measure")
+    assert found.loc["LogME", "kendall"] == pytest.approx(1) and found.loc["H-score", "kendall"] == pytest.approx(-1)
+    assert found.loc["LogME", "n"] == 29 and found.loc["LogME", "n_groups"] == 15
+    assert "lay above zero in 1" in ranking.answer(found.reset_index(), measures=["LogME", "H-score"])
+    assert "below zero in 1" in ranking.answer(found.reset_index(), measures=["LogME", "H-score"])
+
+
+def test_a_measure_of_the_head_is_compared_between_heads_of_equal_size_only():
+    scores, table = tables()
+    found = ranking.agreements(ranking.checkpoints(scores, table), n_resamples=100).set_index("measure")
+    assert found.loc["LEEP", "source_classes"] == 30 and found.loc["LEEP", "n"] == 2 * sum(b % 3 != 0 for b in range(1, 15))
+    shown = ranking.comparable(ranking.checkpoints(scores, table))
+    assert shown["leep"].notna().sum() == found.loc["LEEP", "n"] and shown["logme"].notna().all()
+
+
+def test_few_checkpoints_are_no_evidence_and_the_answer_says_so():
+    scores, table = tables(n_bridges=4)
+    found = ranking.agreements(ranking.checkpoints(scores, table), n_resamples=100)
+    assert "cannot say" in ranking.answer(found, measures=["LogME"])
+
+
+def test_the_source_network_stands_for_all_chains():
+    scores, table = tables()
+    source = ranking.checkpoints(scores, table).query("bridge == ''")
+    assert len(source) == 1 and source["n_runs"].iloc[0] == 2
+    assert source["auc"].iloc[0] == pytest.approx(ranking.reached(table).query("bridge == ''")["auc"].mean())
+
+
+def test_what_three_arms_can_show_is_the_t_test_of_a_correlation():
+    from scipy import stats
+
+    three = ranking.by_three(0.95)
+    x, y = np.array([0.0, 1, 2]), None
+    angle = np.arccos(0.95)  # three centred points are a circle: r is the cosine of an angle
+    u, v = np.array([-1, 0, 1]) / np.sqrt(2), np.array([1, -2, 1]) / np.sqrt(6)
+    y = np.cos(angle) * u + np.sin(angle) * v
+    assert three["p_value"] == pytest.approx(stats.pearsonr(x, y).pvalue, rel=1e-9) and 0.996 < three["needed"] < 0.998
+
+
+def test_a_table_that_is_no_transferability_table_ends_in_one_sentence(tmp_path):
+    (tmp_path / "transferability.csv").write_text("target,backbone\nt,net\n")
+    with pytest.raises(MstlError, match="lacks the column 'source'"):
+        ranking.read([tmp_path])
+    with pytest.raises(MstlError, match="There is no transferability table"):
+        ranking.read([tmp_path / "none"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- ablations
+
+
+def test_an_effect_is_the_mean_of_within_fold_differences(tmp_path):
+    _, table = tables(n_bridges=2)
+    own = ablation.effects(table, [("b02", "ctl"), ("b02", "absent")], n_resamples=200)
+    reached = ranking.reached(table).set_index(["bridge", "seed"])["auc"]
+    assert len(own) == 1 and own["estimate"].iloc[0] == pytest.approx((reached["b02"] - reached[""]).mean())
+    assert own["low"].iloc[0] < own["estimate"].iloc[0] < own["high"].iloc[0] and own["n_chains"].iloc[0] == 2
+
+
+def test_a_variant_can_be_a_model_of_its_own_and_a_bridge_gives_its_name(tmp_path):
+    _, table = tables(n_bridges=1)
+    table["model"] = table["arm"]
+    more = table[table["arm"] == "ctl"].assign(variant="more_steps")
+    predictions.write(table, tmp_path / "a.csv")
+    predictions.write(more, tmp_path / "b.csv")
+    read = ablation.read([tmp_path / "a.csv", tmp_path / "b.csv"], rename={"more_steps": "longer"})
+    assert set(read["model"]) == {"ctl", "b01", "longer"} and set(read.loc[read["model"] == "longer", "variant"]) == {""}
+
+
+def test_models_on_different_images_are_not_compared():
+    _, table = tables(n_bridges=1)
+    short = table[~((table["model"] == "b01") & (table["image_id"] == "i3"))]
+    with pytest.raises(MstlError, match="do not cover the same images"):
+        ablation.effects(short, [("b01", "ctl")])
+
+
+def test_the_curve_takes_the_parts_of_the_whole_bridge_and_no_substitute():
+    recipe = {"epochs": 2}
+    bridges = {"cells": {"data": "c", "recipe": recipe}, "half": {"data": "c", "images": 0.5, "recipe": recipe},
+               "half_steps": {"data": "c", "images": 0.5, "recipe": {"steps": 9}}, "lines": {"data": "c", "lines": 0.25, "draw": -1, "recipe": recipe},
+               "other": {"data": "d", "images": 0.5}, "merged": {"data": "c", "merge": "random", "merge_to": 2}}
+    parts = ablation.curve(bridges, "cells").set_index("bridge")
+    assert set(parts.index) == {"half", "half_steps", "lines"}
+    assert parts.loc["half_steps", "steps"] == "equal steps" and parts.loc["lines", ["kind", "share"]].tolist() == ["lines", 0.25]
+    with pytest.raises(MstlError, match="'cell' is not one of the study"):
+        ablation.curve(bridges, "cell")
+
+
+def test_verdicts_follow_the_interval_and_the_margin():
+    rows = pd.DataFrame({"low": [0.01, -0.03, -0.01, -0.05, None], "high": [0.05, -0.01, 0.015, 0.05, None]})
+    assert [ablation.verdict(r, 0.02) for r in rows.itertuples()] == [
+        "higher", "lower", "equivalent within ± 0.02", "no difference shown", "no interval exists"]
