@@ -230,7 +230,7 @@ def label(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.Series:
 
 def spread(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """The table of :func:`arms` to look at: one row a model, one column a metric, each "estimate (low–high)"."""
-    shown = rows.assign(text=[interval(r.estimate, r.low, r.high, digits) for r in rows.itertuples()])
+    shown = rows.assign(text=intervals(rows, digits))
     keys = telling(rows) + ["model"]
     out = shown.pivot_table(index=keys, columns="metric", values="text", aggfunc="first", sort=False)
     return out[[m for m in METRICS.values() if m in out]].rename_axis(columns=None)
@@ -239,7 +239,7 @@ def spread(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """The table of :func:`differences` to look at."""
     out = rows[telling(rows) + ["contrast"]].copy()
-    out["difference (interval)"] = [interval(r.estimate, r.low, r.high, digits, sign="+") for r in rows.itertuples()]
+    out["difference (interval)"] = intervals(rows, digits, "+")
     out["p"] = [p_value(v) for v in rows["p"]]
     out["p, Holm"] = [p_value(v) if f else "exploratory" for v, f in zip(rows["p_holm"], rows["family"], strict=True)]
     out["detectable"] = [f"{v:.{digits}f}" if pd.notna(v) else "none" for v in rows["detectable"]]
@@ -416,8 +416,30 @@ def each(table: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
 
 
 def telling(rows: pd.DataFrame) -> list[str]:
-    """The block's columns that differ between rows, the target always."""
-    return ["target"] + [c for c in ("variant", "backbone") if rows[c].nunique() > 1]
+    """The block's columns that say something: the target where it has a name, the others where they differ between rows."""
+    return [c for c in BLOCK if rows[c].nunique() > 1 or (c == "target" and (rows[c] != "").any())]
+
+
+def lean(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """A table to look at, indexed by what tells its blocks apart and by ``keys``; p-values as text, counts as whole numbers,
+    and what does not exist named so."""
+    out = rows.drop(columns=[c for c in BLOCK if c not in telling(rows)])
+    for name in out:
+        if name == "p" or name.startswith("p_"):
+            out[name] = [p_value(v) for v in out[name]]
+        elif name in ("n", "df", *_COUNTS):
+            out[name] = ["none" if pd.isna(v) else f"{int(v):,}" for v in out[name]]
+        elif pd.api.types.is_float_dtype(out[name]) or (out[name].dtype == object and all(v is None or isinstance(v, float) for v in out[name])):
+            out[name] = ["none" if pd.isna(v) else f"{v:.3f}".replace("-", "−") for v in out[name]]
+    if "note" in out and not out["note"].fillna("").any():
+        out = out.drop(columns="note")
+    index = [*telling(rows), *keys]
+    return out.set_index(index) if index else out
+
+
+def intervals(rows: pd.DataFrame, digits: int = 3, sign: str = "") -> list[str]:
+    """The ``estimate``, ``low`` and ``high`` of each row in words; ``sign`` "+" for differences."""
+    return [interval(r.estimate, r.low, r.high, digits, sign) for r in rows.itertuples()]
 
 
 def interval(estimate: float | None, low: float | None, high: float | None, digits: int, sign: str = "") -> str:

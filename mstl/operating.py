@@ -224,20 +224,28 @@ def useful(benefit: pd.DataFrame, model: str) -> tuple[float, float] | None:
 
 def spread(rates: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """The rates to look at: one row a model, rule and choice, one column a rate."""
-    shown = rates.assign(text=[comparison.interval(r.estimate, r.low, r.high, digits) for r in rates.itertuples()])
+    shown = rates.assign(text=comparison.intervals(rates, digits))
     keys = comparison.telling(rates) + ["rule", "model", "chosen_on"]
     out = shown.pivot_table(index=keys, columns="quantity", values="text", aggfunc="first", sort=False)
     return out.reindex(columns=list(chains.RATES)).rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None)
 
 
-def tidy(rows: pd.DataFrame, quantities: Sequence[str], digits: int = 3) -> pd.DataFrame:
-    """Differences to look at, one row a rule, choice and quantity."""
-    own = rows[rows["quantity"].isin(list(quantities))]
-    out = own[comparison.telling(own) + ["contrast", "rule", "chosen_on", "quantity"]].copy()
-    per = own["quantity"].str.contains("per 1000")
-    out["difference (interval)"] = [comparison.interval(r.estimate, r.low, r.high, 1 if p else digits, sign="+") for r, p in zip(own.itertuples(), per, strict=True)]
-    out["p"] = [comparison.p_value(v) for v in own["p"]]
-    return out.set_index(comparison.telling(own) + ["contrast", "rule", "chosen_on"])
+def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """Differences to look at, one row a pair and rule, one column a quantity with its interval; p in brackets behind it."""
+    text = []
+    for r in rows.itertuples():
+        per = "per 1000" in r.quantity
+        text.append(f"{comparison.interval(r.estimate, r.low, r.high, 0 if per else digits, sign='+')}, p {comparison.p_value(r.p)}")
+    keys = comparison.telling(rows) + ["contrast", "rule"]
+    out = rows.assign(text=text).pivot_table(index=keys, columns="quantity", values="text", aggfunc="first", sort=False)
+    return out.rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None)
+
+
+def thousand(rows: pd.DataFrame) -> pd.DataFrame:
+    """The counts per 1000 to look at, one row a rule and model."""
+    shown = rows.assign(text=comparison.intervals(rows, 0), prevalence=[f"{v:.0%}" if v >= 0.1 else f"{v:.1%}" for v in rows["prevalence"]])
+    out = shown.pivot_table(index=[*comparison.telling(rows), "prevalence", "rule", "model"], columns="quantity", values="text", aggfunc="first", sort=False)
+    return out.rename(columns=lambda name: name.replace(" per 1000", "")).rename_axis(columns=None)
 
 
 def calibration_table(rows: pd.DataFrame, brier: pd.DataFrame, digits: int = 2) -> pd.DataFrame:

@@ -116,8 +116,16 @@ def _outputs(outputs: Sequence[dict], alt: str) -> str:
 
 
 def _clean_table(text: str) -> str:
+    """A table of pandas: one header row, long texts that may wrap."""
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' (border="1"|class="dataframe"|style="[^"]*"|valign="top")', "", text)
+    head = re.search(r"<thead>(.*?)</thead>", text, flags=re.DOTALL)
+    rows = [re.findall(r"<th[^>]*>(.*?)</th>", row, flags=re.DOTALL) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", head[1], flags=re.DOTALL)] if head else []
+    if len(rows) == 2 and len(rows[0]) == len(rows[1]) and all(not a or not b for a, b in zip(*rows, strict=True)):
+        index = sum(bool(name) for name in rows[1])
+        cells = "".join(f'<th{" class=key" if i < index else ""}>{a or b}</th>' for i, (a, b) in enumerate(zip(*rows, strict=True)))
+        text = text.replace(head[0], f"<thead><tr>{cells}</tr></thead>")
+    text = re.sub(r"<(th|td)>([^<]{45,})</\1>", r'<\1 class="long">\2</\1>', text)
     return re.sub(r"<td>(None|NaN|nan|&lt;NA&gt;)</td>", "<td></td>", text)
 
 
@@ -164,7 +172,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; scroll-padding-top: 1rem; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: clamp(1.6rem, 1.2rem + 2vw, 2.3rem); line-height: 1.2; margin: 0.5rem 0 1rem; text-wrap: balance; }
 h2 { font-size: 1.55rem; line-height: 1.25; margin: 3.5rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; }
@@ -172,19 +180,22 @@ h4 { font-size: 1rem; margin: 1.6rem 0 0.4rem; }
 p, ul, ol { max-width: 44rem; }
 a { color: var(--link); }
 code { font-size: 0.9em; overflow-wrap: anywhere; }
+header > div { max-width: 46rem; }
 .answer { border: 1px solid var(--rule); border-left: 4px solid #0072b2; background: var(--tint); border-radius: 4px; padding: 0.2rem 1.1rem; }
 .answer p { font-size: 1.06rem; }
 .mind { border-left: 4px solid #b36b00; padding: 0 0 0 1.1rem; }
 .said { border-left: 3px solid var(--rule); padding-left: 0.8rem; margin: 0.5rem 0; }
 figure { margin: 1.4rem 0; }
-figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; padding: 0.4rem; }
+figure img { max-width: min(100%, 54rem); height: auto; background: #fff; border-radius: 4px; padding: 0.4rem; }
 .table { overflow-x: auto; margin: 1rem 0 1.6rem; }
-table { border-collapse: collapse; font-size: 0.86rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--rule); padding: 0.3rem 0.7rem; text-align: right; vertical-align: top; }
+table { border-collapse: collapse; font-size: 0.84rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--rule); padding: 0.3rem 0.6rem; text-align: right; vertical-align: top; }
 tbody th { text-align: left; font-weight: 600; }
 thead th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 thead tr:last-child th { border-bottom: 2px solid var(--soft); }
-td { white-space: nowrap; }
+td, tbody th { white-space: nowrap; }
+th.key { text-align: left; }
+td.long, th.long { white-space: normal; min-width: 16rem; text-align: left; }
 .table.text td, .table.text th { text-align: left; white-space: normal; }
 .table.text td:first-child { white-space: nowrap; }
 details.code { margin: 0.3rem 0; }

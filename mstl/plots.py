@@ -45,6 +45,12 @@ def _marker(name: str) -> str:
     return MARKERS.get(name, "^")
 
 
+def markers(names: Sequence[str]) -> dict[str, str]:
+    """Marker of each compared model: the arms keep theirs, other names take the next free one in order."""
+    others = iter("^vPXo*sD" * (1 + len(names) // 8))
+    return {name: MARKERS.get(name) or next(others) for name in names}
+
+
 def _titled(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
@@ -127,7 +133,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     """
     labels = list(dict.fromkeys(table[label]))
     models = list(dict.fromkeys(table[model]))
-    colours = palette(models)
+    colours, shapes = palette(models), markers(models)
     step = 0.8 / max(len(models), 1)
     lines = [_titled(name, 30).count("\n") + 1 for name in labels]
     height = max(0.42 * len(table), 0.24 * max(lines) * len(labels)) + 1.1  # no title runs into the next
@@ -139,7 +145,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     for _, row in table.iterrows():
         y = -labels.index(row[label]) - (models.index(row[model]) - (len(models) - 1) / 2) * step
         ax.plot([row[low], row[high]], [y, y], color=colours[row[model]], lw=2.2, solid_capstyle="butt")
-        ax.plot(row[estimate], y, _marker(row[model]), color=colours[row[model]], ms=7, mec="white", mew=0.8)
+        ax.plot(row[estimate], y, shapes[row[model]], color=colours[row[model]], ms=7, mec="white", mew=0.8)
         text = f"{row[estimate]:+.3f} ({row[low]:+.3f} to {row[high]:+.3f})" if reference == 0 else f"{row[estimate]:.3f} ({row[low]:.3f}–{row[high]:.3f})"
         text = text.replace("-", "−")
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9, family="monospace")
@@ -149,7 +155,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if len(models) > 1:
-        handles = [plt.Line2D([], [], color=colours[m], marker=_marker(m), lw=2, label=m) for m in models]
+        handles = [plt.Line2D([], [], color=colours[m], marker=shapes[m], lw=2, label=m) for m in models]
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(models), fontsize=9, columnspacing=1.2)
     if note:
         figure.text(0.01, -0.02, note, fontsize=8, color="0.35", va="top")
@@ -338,7 +344,8 @@ def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "differenc
     ``difference_low``, ``difference_high``, ``text`` (what stands at the right). The shaded band is ± ``margin``.
     """
     blocks = list(dict.fromkeys(table["label"]))
-    colours = palette(list(dict.fromkeys(table["model"])))
+    names = list(dict.fromkeys(table["model"]))
+    looks = {name: (colour, shape) for (name, colour), shape in zip(palette(names).items(), markers(names).values(), strict=True)}
     titled = len(blocks) > 1 or blocks[0] != "all images"
     rows, y = [], 0.0
     for block in blocks:
@@ -350,18 +357,18 @@ def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "differenc
     right.axvline(0, color="0.25", lw=1)
     if margin:
         right.axvspan(-margin, margin, color="0.92", zorder=0)
-    ticks, names = [], []
+    ticks, written = [], []
     for top, block, part in rows:
         if top is not None:
             left.text(-0.40, top, _titled(block, 90), transform=left.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center", ha="left")
         for place, row in enumerate(part.itertuples()):
             at = (0 if top is None else top + 1) + place
             ticks.append(at)
-            names.append(row.model if len(row.model) <= 16 else row.model[:15] + "…")
-            _whisker(left, at, row.estimate, row.low, row.high, row.model, colours)
-            _whisker(right, at, row.difference, row.difference_low, row.difference_high, row.model, colours)
+            written.append(row.model if len(row.model) <= 16 else row.model[:15] + "…")
+            _whisker(left, at, row.estimate, row.low, row.high, looks[row.model])
+            _whisker(right, at, row.difference, row.difference_low, row.difference_high, looks[row.model])
             right.text(1.03, at, row.text, transform=right.get_yaxis_transform(), va="center", fontsize=8.5)
-    left.set_yticks(ticks, names, fontsize=9)
+    left.set_yticks(ticks, written, fontsize=9)
     left.set_ylim(y - 0.4 if not titled else y - 0.7, -0.6)
     left.set_xlabel(xlabel, fontsize=9)
     right.set_xlabel(dlabel, fontsize=9)
@@ -370,24 +377,26 @@ def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "differenc
         ax.tick_params(axis="x", labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.spines["left"].set_visible(False)
-    _note(figure, note)
-    return figure
+    return _finished(figure, note)
 
 
-def _whisker(ax, y: float, estimate, low, high, model: str, colours: Mapping[str, str]) -> None:
+def _whisker(ax, y: float, estimate, low, high, look: tuple[str, str]) -> None:
     if pd.isna(estimate):
         return
     if not pd.isna(low):
-        ax.plot([low, high], [y, y], color=colours[model], lw=2, solid_capstyle="butt")
-    ax.plot(estimate, y, _marker(model), color=colours[model], ms=6.5, mec="white", mew=0.8)
+        ax.plot([low, high], [y, y], color=look[0], lw=2, solid_capstyle="butt")
+    ax.plot(estimate, y, look[1], color=look[0], ms=6.5, mec="white", mew=0.8)
 
 
-def _note(figure: Figure, note: str) -> None:
-    """Small print under the figure, and under its legend where that hangs over the lower edge."""
+def _finished(figure: Figure, note: str) -> Figure:
+    """With small print under the figure, and under its legend where that hangs over the lower edge; closed, so that a notebook
+    shows it once."""
     if note:
         rows = sum(-(-len(legend.legend_handles) // legend._ncols) for legend in figure.legends)
         below = 0.08 + (0.12 + 0.21 * rows if rows else 0)  # inches
         figure.text(0.01, -below / figure.get_figheight(), _titled(note, 115), fontsize=8, color="0.35", va="top")
+    plt.close(figure)
+    return figure
 
 
 def _row_title(ax, block: str, panel: str) -> None:
@@ -444,8 +453,7 @@ def roc_and_precision(table: pd.DataFrame, *, bands: int = 3, note: str = "") ->
                    ylabel="sensitivity" if kind == "roc" else "precision (PPV)")
         row[0].set_title(_titled("" if block == "all images" else block, 44), fontsize=9.5)
     _legend_below(figure, [plt.Line2D([], [], color=c, ls=line, lw=1.8, label=m) for m, (c, line) in strokes.items()])
-    _note(figure, note)
-    return figure
+    return _finished(figure, note)
 
 
 def operating_points(table: pd.DataFrame, *, note: str = "") -> Figure:
@@ -454,7 +462,7 @@ def operating_points(table: pd.DataFrame, *, note: str = "") -> Figure:
     ``table``: rates as of ``operating.evaluate`` with ``label``; one row of panels a block, one panel a rule.
     """
     blocks, rules, models = (list(dict.fromkeys(table[c])) for c in ("label", "rule", "model"))
-    colours = palette(models)
+    colours, shapes = palette(models), markers(models)
     figure, axes = plt.subplots(len(blocks), len(rules), figsize=(7.6, 2.75 * len(blocks)), squeeze=False, sharex=True, sharey=True)
     for row, block in zip(axes, blocks, strict=True):
         for ax, rule in zip(row, rules, strict=True):
@@ -466,7 +474,7 @@ def operating_points(table: pd.DataFrame, *, note: str = "") -> Figure:
                 if filled and pd.notna(point.get(("low", "sensitivity"))):
                     ax.plot([x, x], [point["low", "sensitivity"], point["high", "sensitivity"]], color=colours[model], lw=1.2)
                     ax.plot([1 - point["high", "specificity"], 1 - point["low", "specificity"]], [y, y], color=colours[model], lw=1.2)
-                ax.plot(x, y, _marker(model), ms=7, color=colours[model] if filled else "white", mec=colours[model], mew=1.4, zorder=3)
+                ax.plot(x, y, shapes[model], ms=7, color=colours[model] if filled else "white", mec=colours[model], mew=1.4, zorder=3)
             kept = re.search(r"(sensitivity|specificity) ≥ ([0-9.]+)", rule)
             if kept:
                 at = float(kept[2])
@@ -477,19 +485,18 @@ def operating_points(table: pd.DataFrame, *, note: str = "") -> Figure:
         _row_title(row[0], block, rules[0])
     for ax in axes[-1]:
         ax.set_xlabel("1 − specificity")
-    handles = [plt.Line2D([], [], color=colours[m], marker=_marker(m), lw=0, ms=7, label=m) for m in models]
+    handles = [plt.Line2D([], [], color=colours[m], marker=shapes[m], lw=0, ms=7, label=m) for m in models]
     chosen = list(dict.fromkeys(table.loc[table["estimate"].notna(), "chosen_on"]))
     handles += [plt.Line2D([], [], marker="o", lw=0, ms=7, color="0.3" if c == "validation" else "white", mec="0.3",
                            label="threshold fixed on validation" if c == "validation" else "chosen on the test set (optimistic)") for c in chosen]
     _legend_below(figure, handles, 3)
-    _note(figure, note)
-    return figure
+    return _finished(figure, note)
 
 
 def reliability(table: pd.DataFrame, *, note: str = "") -> Figure:
     """Observed share against mean risk by deciles: as given (left) and recalibrated on validation (right, where there is one)."""
     blocks, forms, models = (list(dict.fromkeys(table[c])) for c in ("label", "risks", "model"))
-    strokes = _strokes(models)
+    strokes, shapes = _strokes(models), markers(models)
     figure, axes = plt.subplots(len(blocks), len(forms), figsize=(7.6 if len(forms) > 1 else 4.2, 3.1 * len(blocks)), squeeze=False)
     for row, block in zip(axes, blocks, strict=True):
         for ax, form in zip(row, forms, strict=True):
@@ -497,14 +504,13 @@ def reliability(table: pd.DataFrame, *, note: str = "") -> Figure:
             for model in models:
                 own = table[(table["label"] == block) & (table["risks"] == form) & (table["model"] == model)]
                 colour, line = strokes[model]
-                ax.plot(own["mean_risk"], own["observed"], color=colour, ls=line, lw=1.1, marker=_marker(model), ms=4.5)
+                ax.plot(own["mean_risk"], own["observed"], color=colour, ls=line, lw=1.1, marker=shapes[model], ms=4.5)
                 ax.vlines(own["mean_risk"], own["low"], own["high"], color=colour, lw=0.8, alpha=0.55)
             ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="mean predicted risk", ylabel="observed share")
             ax.set_title(form if form == "as given" else f"recalibrated on validation ({form})", fontsize=9, fontweight="normal")
         _row_title(row[0], block, forms[0])
-    _legend_below(figure, [plt.Line2D([], [], color=c, ls=line, marker=_marker(m), ms=5, label=m) for m, (c, line) in strokes.items()])
-    _note(figure, note)
-    return figure
+    _legend_below(figure, [plt.Line2D([], [], color=c, ls=line, marker=shapes[m], ms=5, label=m) for m, (c, line) in strokes.items()])
+    return _finished(figure, note)
 
 
 def decision(table: pd.DataFrame, *, bands: int = 3, note: str = "") -> Figure:
@@ -530,5 +536,4 @@ def decision(table: pd.DataFrame, *, bands: int = 3, note: str = "") -> Figure:
     handles = [plt.Line2D([], [], color=c, ls=line, lw=1.8, label=m) for m, (c, line) in strokes.items()]
     handles += [plt.Line2D([], [], color="0.25", lw=1, ls=(0, (4, 2)), label="act on everyone"), plt.Line2D([], [], color="0.25", lw=1, label="act on no one")]
     _legend_below(figure, handles)
-    _note(figure, note)
-    return figure
+    return _finished(figure, note)
