@@ -269,7 +269,7 @@ def test_polyps_and_retinal_lesions_stand_out_less_the_greater_the_difficulty():
     for kind, classes in (("endoscopy", ["polyp"]), ("fundus", ["retinopathy"])):
         easy, middle, hard = (
             np.median(colour_contrast(drawn(kind, n=n, difficulty=d).select(classes)))
-            for n, d in ((60, 0.0), (120, 0.5), (60, 1.0))
+            for n, d in ((45, 0.0), (120, 0.5), (45, 1.0))
         )
         assert easy > middle > hard, kind
 
