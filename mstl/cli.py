@@ -1,4 +1,4 @@
-"""The command line: ``mstl data``, ``mstl run``, ``mstl book``, ``mstl compare``."""
+"""The command line: ``mstl data``, ``mstl run``, ``mstl book``, ``mstl compare``, ``mstl rank``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ examples:
   mstl run workshop                    run it, two runs at a time; again to continue after an interruption
   mstl book workshop                   render the executed notebooks as a book
   mstl compare predictions.csv         compare the models of any table of predictions: one HTML page, one CSV
+  mstl rank busi tf_efficientnet_lite0 runs/reference/20_bridge/lite0-cells     which start is best, without training
 
 Results are written below the checkout, or below $MSTL_HOME. Archives are looked for in data/raw/ and in the folders of $MSTL_DATA.
 """
@@ -50,6 +51,18 @@ center, split (val, test), seed and fold. Other column names are mapped:
 
 A mistake in the table is one sentence that names the row. The folder of the results holds report.html, which needs no
 network and no other file, numbers.csv with every figure, and the executed notebooks.
+"""
+
+_RANK = """\
+TARGET is a name of the catalog or a folder with manifest.csv, CANDIDATE a network to start from: the folder of a checkpoint, a
+finished source or bridge run (every chain of it), a timm backbone with its ImageNet weights, or backbone=file for weights of
+your own. Nothing is trained: features of the target's training images are measured, with intervals from random halves of its groups.
+
+  mstl rank ./my-images tf_efficientnet_lite0 runs/workshop/20_bridge/lite0-cells
+  mstl rank busi runs/reference/10_source/lite0 runs/reference/20_bridge/lite0-cells --classes benign malignant
+  mstl rank ./my-images resnet50=imagenet.safetensors resnet50=RadImageNet/ResNet50.pt --measures logme h_score
+
+Where the target has a published or own split, its training part alone is read.
 """
 
 
@@ -126,7 +139,40 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--title", default="", help="of the report")
     compare.add_argument("--out", metavar="FOLDER", help="default: <name of the table>-comparison")
     compare.set_defaults(action=_compare)
+    rank = commands.add_parser("rank", help="rank networks to start from, without training", formatter_class=keep, epilog=_RANK,
+                               description="Rank candidate networks for a target by the transferability measures.", allow_abbrev=False)
+    rank.add_argument("target", metavar="TARGET")
+    rank.add_argument("candidates", metavar="CANDIDATE", nargs="+")
+    rank.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="classes of the target to keep")
+    rank.add_argument("--size", type=int, default=96, help="side in pixels for candidates that do not bring one (default: 96)")
+    rank.add_argument("--measures", nargs="+", default=None, metavar="MEASURE",
+                      help="of leep nce h_score logme gbc nleep transrate parc (default: all but nleep, which is slow)")
+    rank.add_argument("--resamples", type=int, default=100, help="random halves of the groups for the intervals (default: 100)")
+    rank.add_argument("--images", type=int, default=1000, help="images of the target at most (default: 1000)")
+    rank.add_argument("--out", default="ranking", metavar="FOLDER", help="where ranking.csv and ranking.png go (default: ranking)")
+    rank.set_defaults(action=_rank)
     return parser
+
+
+def _rank(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl import rank
+
+    if given.resamples < 20:
+        raise MstlError(f"--resamples {given.resamples} are too few for an interval: give 20 or more.")
+    measures = given.measures or list(rank.DEFAULT)
+    found = rank.candidates(given.candidates, size=given.size)
+
+    def say(text: str) -> None:
+        print(f"{text} …", file=sys.stderr, flush=True)
+
+    table = rank.rank(rank.training_part(given.target, given.classes), found, measures=measures, n_max=given.images,
+                      n_resamples=given.resamples, progress=say)
+    folder = Path(given.out).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "ranking.csv", index=False)
+    rank.figure(table, f"Candidates for {given.target}, larger is better (95 % intervals, random halves of the groups)").savefig(folder / "ranking.png", dpi=150)
+    print(rank.describe(table), rank.reliability(measures), f"Written: {folder / 'ranking.csv'} and {folder / 'ranking.png'}", sep="\n\n")
+    return 0
 
 
 def _run(given: argparse.Namespace, options: list[str]) -> int:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Measures of ``mstl rank`` unless told otherwise; N-LEEP fits a mixture a resample and takes minutes.
 DEFAULT = ("leep", "nce", "h_score", "logme", "gbc", "transrate", "parc")
 
+#: Measures that cannot be above zero.
+_NEGATIVE = ("leep", "nce", "nleep", "gbc")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -76,16 +79,31 @@ def _candidates(word: str, size: int) -> list[Candidate]:
     return [Candidate(word, backbone, size, lambda: backbones.create(backbone, 1000 if not equals else 2, image_size=size, weights=weights), not equals)]
 
 
+def training_part(name: str, classes: Sequence[str] = ()) -> Callable[[int], ImageSet]:
+    """The images of a target that a ranking may see, at any size: its training part where it is split, else all of it."""
+    def load(size: int) -> ImageSet:
+        from mstl import datasets
+
+        images = datasets.load(name, size=size)
+        images = images.select(list(classes)) if classes else images
+        given = np.asarray(images.splits)
+        return images.subset(np.flatnonzero(given == "train")) if (given == "train").any() else images
+
+    return load
+
+
 def rank(data: Callable[[int], ImageSet], found: Sequence[Candidate], *, measures: Sequence[str] = DEFAULT, n_max: int = 1000,
          n_resamples: int = 100, level: float = 0.95, seed: int = 0, progress: Callable[[str], None] = lambda text: None) -> pd.DataFrame:
     """The measures of every candidate on a target, larger is better, and how firm the order is.
 
     ``data(size)`` gives the target at a candidate's image size, labels and groups the same at every size; at most ``n_max`` images
-    are used. Whole groups are drawn with replacement ``n_resamples`` times, the same for all candidates. A resample holds copies, to
-    which some measures respond, so that the interval is that of the resamples around their median, laid around the estimate.
+    are used. The interval is from ``n_resamples`` random halves of the groups, the same for all candidates: half-samples, whose spread
+    around the whole is that of the whole around the truth (McCarthy 1969; Politis & Romano 1994). The usual bootstrap would put copies
+    of images into a resample, which several measures take for knowledge (LogME then does not exist where N < D). A measure shifts
+    with the number of images, so the spread of the halves around their median is laid around the estimate.
 
     One row a measure and candidate: ``measure, candidate, value, low, high, rank`` (1 is best), ``rank_low, rank_high`` and ``first``, the
-    share of resamples in which the candidate was the best. LEEP and NCE are absent where a head was not trained, or where the
+    share of the halves in which the candidate was the best. LEEP and NCE are absent where a head was not trained, or where the
     candidates' heads have different numbers of classes, between which they cannot be compared.
     """
     from mstl import training
@@ -110,7 +128,8 @@ def rank(data: Callable[[int], ImageSet], found: Sequence[Candidate], *, measure
     names = [name for name in names if not probing.MEASURES[name][1] or (len(heads) == 1 and None not in heads)]
     random = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
-    draws = [np.concatenate([members[g] for g in random.integers(0, len(members), len(members))]) for _ in range(n_resamples)]
+    halves = [random.permutation(len(members))[: max(2, len(members) // 2)] for _ in range(n_resamples)]
+    draws = [np.sort(np.concatenate([members[g] for g in half])) for half in halves]
     draws = [rows for rows in draws if len(np.unique(labels[rows])) == len(np.unique(labels))]
     values = {}
     for name, (features, theta) in seen.items():
@@ -118,6 +137,8 @@ def rank(data: Callable[[int], ImageSet], found: Sequence[Candidate], *, measure
         values[name] = [probing.measure(features[rows], labels[rows], names=names, source_probs=None if theta is None else theta[rows], n_max=n_max, seed=seed)
                         for rows in [np.arange(len(labels)), *draws]]
     out = [row for name in names for row in _ranked(name, {c: np.array([np.nan if v[name] is None else v[name] for v in each]) for c, each in values.items()}, level)]
+    if not out:
+        raise MstlError("None of the measures exists for all of these candidates: ask for others, for example --measures logme h_score.")
     return pd.DataFrame(out)
 
 
@@ -129,7 +150,7 @@ def _rows(images: ImageSet, n_max: int, seed: int) -> np.ndarray:
 
 def _ranked(measure: str, values: dict[str, np.ndarray], level: float) -> list[dict[str, Any]]:
     known = {name: each for name, each in values.items() if np.isfinite(each[0])}
-    if not known:
+    if not known:  # for example no candidate has a trained head
         return []
     table = np.stack(list(known.values()))  # candidates × (estimate, resamples)
     places = 1 + (-table).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
@@ -140,6 +161,7 @@ def _ranked(measure: str, values: dict[str, np.ndarray], level: float) -> list[d
         draws = draws[np.isfinite(draws)]
         low, high = (value + np.quantile(draws, tail) - np.median(draws)) if len(draws) > 1 else (np.nan, np.nan)
         rank_low, rank_high = np.quantile(place[1:], tail, method="nearest") if len(place) > 1 else (np.nan, np.nan)
+        low, high = (min(0.0, low), min(0.0, high)) if measure in _NEGATIVE else (low, high)
         rows.append({"measure": probing.MEASURES[measure][0], "candidate": name, "value": value, "low": low, "high": high, "rank": int(place[0]),
                      "rank_low": rank_low, "rank_high": rank_high, "first": float((place[1:] == 1).mean()) if len(place) > 1 else np.nan})
     return sorted(rows, key=lambda row: row["rank"])
@@ -166,7 +188,7 @@ def describe(table: pd.DataFrame) -> str:
     width = max(len(name) for name in table["candidate"])
     for measure, rows in table.groupby("measure", sort=False):
         lines.append(measure)
-        lines += [f"  {row.rank:>2}  {row.candidate:<{width}}  {row.value:>9.4g} ({row.low:.4g} to {row.high:.4g})  best in {row.first:.0%} of resamples"
+        lines += [f"  {row.rank:>2}  {row.candidate:<{width}}  {row.value:>9.4g} ({row.low:.4g} to {row.high:.4g})  best in {row.first:.0%} of the halves"
                   for row in rows.itertuples()]
     return "\n".join(lines)
 
