@@ -55,8 +55,8 @@ def read(places: Iterable[Path], columns: Mapping[str, str] | None = None) -> pd
 
 
 def budgets(places: Iterable[Path]) -> pd.DataFrame:
-    """What each source was trained on, from the records of the runs: one row a backbone and source, with ``images`` (different ones),
-    ``steps``, ``batch``, ``seen`` (images shown in all) and ``held_out`` (accuracy). Empty fields: trained elsewhere, or no record.
+    """What each source was trained on, from the records of the runs: one row a backbone and source, with ``images`` (different ones
+    that were shown), ``steps``, ``batch``, ``seen`` (images shown in all) and ``held_out`` (accuracy). Empty fields: trained elsewhere, or no record.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for place in places:
@@ -66,9 +66,9 @@ def budgets(places: Iterable[Path]) -> pd.DataFrame:
         p, first = record["parameters"], record["lineage"][0]
         parent = _record(Path(place).parent.parent / (p.get("parent") or "10_source/none"))
         recipe = parent.get("parameters", {}).get("recipe", {})
-        steps, batch = _steps(recipe, first.get("images")), recipe.get("batch_size", 32) if recipe else None
+        steps, batch, images = _steps(recipe, first.get("images")), recipe.get("batch_size", 32) if recipe else None, first.get("images")
         rows.setdefault((p["backbone"], name(p["source"])), {
-            "backbone": p["backbone"], "source": name(p["source"]), "images": first.get("images"), "steps": steps, "batch": batch,
+            "backbone": p["backbone"], "source": name(p["source"]), "images": min(images, steps * batch) if steps else images, "steps": steps, "batch": batch,
             "seen": steps * batch if steps else None, "held_out": first.get("score")})
     return pd.DataFrame(list(rows.values()), columns=["backbone", "source", "images", "steps", "batch", "seen", "held_out"])
 
@@ -111,15 +111,15 @@ def answer(rows: pd.DataFrame, titles: Mapping[str, str], *, margin: float = 0.0
         where = (titles.get(row.target, row.target) or "all images") + (f", {row.variant}" if row.variant else "")
         where += f", {row.backbone}" if own["backbone"].nunique() > 1 else ""
         if row.low is None or pd.isna(row.low):
-            parts.append(f"{where}: {row.estimate:+.3f}, no interval exists")
+            parts.append(f"{where}: {_signed(row.estimate)}, no interval exists")
             continue
         verdict = "higher" if row.low > 0 else "lower" if row.high < 0 else \
             f"equivalent within ± {margin:g}" if -margin < row.low and row.high < margin else "a difference is not shown"
-        parts.append(f"{where}: {row.estimate:+.3f} ({row.low:+.3f} to {row.high:+.3f}), {verdict}")
+        parts.append(f"{where}: {_signed(row.estimate)} ({_signed(row.low)} to {_signed(row.high)}), {verdict}")
     images = "simulated images (which check the machinery, not the claim)" if simulated else "real images"
     first = f"{own['a'].iloc[0]} − {own['b'].iloc[0]}, " if len(own) else ""
     said = f"Difference in AUC, {first}on {images} — " + ("; ".join(parts) or "the pair was not run on one target") + "."
-    return said.replace("-", "−") + ("" if is_radimagenet([*rows["a"], *rows["b"]]) else " RadImageNet itself was not tested.")
+    return said + ("" if is_radimagenet([*rows["a"], *rows["b"]]) else " RadImageNet itself was not tested.")
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
@@ -134,6 +134,10 @@ def _steps(recipe: Mapping[str, Any], images: int | None) -> int | None:
     if not recipe or not images:
         return None
     return recipe.get("steps") or (recipe.get("epochs") or 10) * math.ceil(images / recipe.get("batch_size", 32))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _listed(part: pd.DataFrame) -> str:

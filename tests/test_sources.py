@@ -87,6 +87,15 @@ def test_budgets_come_from_the_records_and_say_whether_they_are_equal(runs):
     assert "had equal images and steps (mednist 900 images, 60 steps of 16" in sources.equal_budget(sources.budgets(runs.values()), ("mednist", "cifar10"))
 
 
+def test_of_a_source_that_was_left_before_its_first_epoch_ended_only_the_images_shown_count(runs):
+    for name in "ab":
+        (runs["chest-ctl-a"].parent.parent / "10_source" / name / "run.json").write_text(json.dumps({"parameters": {"recipe": {"steps": 10, "batch_size": 8}}}))
+    record = runs["chest-ctl-b"] / "run.json"
+    record.write_text(record.read_text().replace("900", "5000"))
+    assert sources.budgets(runs.values()).set_index("source").loc[["mednist", "cifar10"], "images"].tolist() == [80, 80]
+    assert "had equal images and steps" in sources.equal_budget(sources.budgets(runs.values()), ("mednist", "cifar10"))
+
+
 def test_a_bare_table_has_no_budget_and_is_compared_all_the_same(runs, tmp_path):
     for slug in ("a", "b"):
         (runs[f"chest-ctl-{slug}"] / "run.json").unlink()
@@ -102,6 +111,8 @@ def test_the_answer_says_that_radimagenet_was_not_tested_unless_it_was(runs):
     assert said.endswith("RadImageNet itself was not tested.")
     real = sources.differences(sources.read([runs["chest-ctl-c"], runs["chest-ctl-b"]]), ("radimagenet", "cifar10"), n_resamples=200)
     assert "not tested" not in sources.answer(real, {})
+    minus = sources.answer(real.assign(a="phantom-chest", estimate=-0.5), {})
+    assert "phantom-chest − cifar10" in minus and ": −0.500 (" in minus, "a hyphen of a name is no minus"
 
 
 @pytest.mark.parametrize(("which", "words"), [
