@@ -213,6 +213,8 @@ def several(table: pd.DataFrame, arm_rows: pd.DataFrame, *, threshold: str = "va
     if arm_rows["model"].nunique() > 2:
         wide = auc.pivot_table(index=BLOCK, columns="model", values="estimate", sort=False).dropna()
         common = dict.fromkeys(BLOCK, "") | {"test": "Friedman", "statistic": None, "df": None, "p": None, "n": wide.index.get_level_values("target").nunique()}
+        if common["n"] < ranks.FEWEST_BLOCKS:
+            return pd.DataFrame([*rows, common | {"note": f"not given: it takes at least {ranks.FEWEST_BLOCKS} data sets with all models, the table has {common['n']}"}])
         try:
             found = ranks.friedman(wide.groupby("target").mean())
             rows.append(common | {"statistic": found.statistic, "df": found.n_models - 1, "p": found.p_value, "note": found.note})
@@ -299,11 +301,26 @@ def answer(rows: pd.DataFrame, *, margin: float, titles: Mapping[str, str] | Non
         if several:
             name = row.contrast if own_rows[BLOCK].drop_duplicates().shape[0] == 1 else f"{name}, {row.contrast}"
         parts.append(f"{name}: {interval(row.estimate, row.low, row.high, 3, sign='+')}, {verdict(row, margin, level)}")
+    if len(parts) > 8:
+        parts = _condensed(own_rows, margin, level)
     images = "simulated images (which check the machinery, not the claim)" if simulated else "the images of this table" if own else "real images"
     first = "" if several else f", {own_rows['contrast'].iloc[0]}," if len(own_rows) else ""
     one = len(own_rows) > 0 and "n_chains" in own_rows and (own_rows["n_chains"] == 1).all()
     more = " One chain: these intervals hold the draw of patients, not the luck of a training run." if one and not own else ""
     return f"Difference in {METRICS.get(metric, metric)}{first} on {images} — " + "; ".join(parts) + "." + more
+
+
+def _condensed(rows: pd.DataFrame, margin: float, level: float) -> list[str]:
+    """Many primary differences in few words: how many of each verdict, with the largest of those that are clear."""
+    said: dict[str, list] = {}
+    for row in rows.itertuples():
+        said.setdefault(verdict(row, margin, level), []).append(row)
+    out = []
+    for words, found in said.items():
+        most = max(found, key=lambda row: abs(row.estimate))
+        example = f" (the largest: {most.contrast}, {interval(most.estimate, most.low, most.high, 3, sign='+')})" if words in ("higher", "lower") else ""
+        out.append(f"of {len(rows)} differences {len(found)}: {words}{example}")
+    return out
 
 
 def verdict(row, margin: float, level: float = 0.95) -> str:
@@ -398,7 +415,13 @@ def align(block: pd.DataFrame, names: Sequence[str], seeds: Collection[int] | No
 def cuts(block: pd.DataFrame, model: str, *, rule: str = "youden", at: float = 0.90, split: str = "val") -> dict[tuple[int, int], float]:
     """The threshold that a rule chooses in each chain and fold of one model, on the rows of ``split`` of a binary block."""
     own = block[(block["model"] == model) & (block["split"] == split)]
-    return {cell: roc.choose_threshold(truth(part, block), score(part, block), rule=rule, at=at) for cell, part in own.groupby(["seed", "fold"])}
+    out = {}
+    for cell, part in own.groupby(["seed", "fold"]):
+        if part["y_true"].nunique() < 2:
+            raise MstlError(f"The {split} rows of model '{model}' (seed {cell[0]}, fold {cell[1]}) hold class '{part['y_true'].iloc[0]}' only, so no threshold can be "
+                            "fixed on them: give images of both classes there, or leave these rows out.")
+        out[cell] = roc.choose_threshold(truth(part, block), score(part, block), rule=rule, at=at)
+    return out
 
 
 def primary_pairs(names: Sequence[str], contrast: Sequence[str] = ("mstl", "ctl"), reference: str = "") -> list[tuple[str, str]]:

@@ -35,18 +35,21 @@ def from_markdown(title: str, text: str) -> Section:
 def from_notebook(path: Path, *, title: str, without: Collection[str] = ()) -> Section:
     """An executed notebook: prose, figures and tables, with its code folded away. Cells tagged with one of ``without`` are left out."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    parts, alt, first = [], title, True
+    parts, alt, first, pending = [], title, True, []
     for cell in cells:
         text, tags = "".join(cell["source"]), set(cell["metadata"].get("tags", []))
         if tags & {"parameters", "injected-parameters", *without}:
             continue
         if cell["cell_type"] == "markdown":
+            parts, pending = [*parts, _code(pending)], []
             if first:  # its own title stands above, and the command belongs to the notebook
                 text, first = re.split(r"(?m)^Run this page again", text.partition("\n")[2])[0], False
             parts.append(_MARKDOWN.render(text))
             alt = _last_sentence(text) or alt
         elif cell["cell_type"] == "code":
-            parts.append(_code(text) + _outputs(cell["outputs"], alt))
+            pending.append(text)
+            if shown := _outputs(cell["outputs"], alt):
+                parts, pending = [*parts, _code(pending), shown], []
     return Section(title, *_headed("\n".join(parts), _anchor(title)))
 
 
@@ -89,12 +92,10 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
     return f'<div class="table text"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _code(source: str) -> str:
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return f'<details class="code"><summary>Code</summary>{highlight(source, PythonLexer(), HtmlFormatter(nowrap=False, cssclass="source"))}</details>' if source.strip() else ""
+def _code(cells: Sequence[str]) -> str:
+    """The code of one or several cells, folded away."""
+    source = "\n\n".join(cell for cell in cells if cell.strip())
+    return f'<details class="code"><summary>Code</summary><pre class="source">{html.escape(source)}</pre></details>' if source else ""
 
 
 def _outputs(outputs: Sequence[dict], alt: str) -> str:
@@ -123,7 +124,8 @@ def _clean_table(text: str) -> str:
     rows = [re.findall(r"<th[^>]*>(.*?)</th>", row, flags=re.DOTALL) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", head[1], flags=re.DOTALL)] if head else []
     if len(rows) == 2 and len(rows[0]) == len(rows[1]) and all(not a or not b for a, b in zip(*rows, strict=True)):
         index = sum(bool(name) for name in rows[1])
-        cells = "".join(f'<th{" class=key" if i < index else ""}>{a or b}</th>' for i, (a, b) in enumerate(zip(*rows, strict=True)))
+        named = [(a or b, i < index or a == "note") for i, (a, b) in enumerate(zip(*rows, strict=True))]
+        cells = "".join(f'<th{" class=key" if left else ""}>{re.sub("^n_", "", name).replace("_", " ")}</th>' for name, left in named)
         text = text.replace(head[0], f"<thead><tr>{cells}</tr></thead>")
     text = re.sub(r"<(th|td)>([^<]{45,})</\1>", r'<\1 class="long">\2</\1>', text)
     return re.sub(r"<td>(None|NaN|nan|&lt;NA&gt;)</td>", "<td></td>", text)
@@ -188,8 +190,8 @@ header > div { max-width: 46rem; }
 figure { margin: 1.4rem 0; }
 figure img { max-width: min(100%, 54rem); height: auto; background: #fff; border-radius: 4px; padding: 0.4rem; }
 .table { overflow-x: auto; margin: 1rem 0 1.6rem; }
-table { border-collapse: collapse; font-size: 0.84rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--rule); padding: 0.3rem 0.6rem; text-align: right; vertical-align: top; }
+table { border-collapse: collapse; font-size: 0.82rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--rule); padding: 0.3rem 0.5rem; text-align: right; vertical-align: top; }
 tbody th { text-align: left; font-weight: 600; }
 thead th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 thead tr:last-child th { border-bottom: 2px solid var(--soft); }
@@ -200,8 +202,7 @@ td.long, th.long { white-space: normal; min-width: 16rem; text-align: left; }
 .table.text td:first-child { white-space: nowrap; }
 details.code { margin: 0.3rem 0; }
 details.code summary, nav summary { color: var(--soft); font-size: 0.8rem; cursor: pointer; }
-.source { overflow-x: auto; background: var(--tint); border: 1px solid var(--rule); border-radius: 4px; padding: 0.2rem 0.9rem; font-size: 0.82rem; line-height: 1.45; }
-.source pre { margin: 0.5rem 0; }
+.source { overflow-x: auto; background: var(--tint); border: 1px solid var(--rule); border-radius: 4px; padding: 0.7rem 0.9rem; margin: 0.4rem 0; font: 0.82rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 nav { font-size: 0.86rem; padding: 1rem 1.25rem 0; max-width: 54rem; margin: 0 auto; }
 nav ol { list-style: none; padding-left: 0; margin: 0.5rem 0; }
 nav ol ol { padding-left: 0.9rem; margin: 0.2rem 0 0.5rem; }
@@ -216,5 +217,6 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--rule);
   nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto; padding: 2rem 0.5rem 2rem 1.5rem; margin: 0; border-right: 1px solid var(--rule); min-height: 100vh; }
   main { margin: 0 auto 0 3rem; padding-top: 2rem; width: 100%; }
 }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure img { min-width: 38rem; max-width: none; } }
 @media print { nav, details.code { display: none; } main { max-width: none; } h2 { break-before: page; } figure, tr { break-inside: avoid; } }
 """
