@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +173,7 @@ def _each(p: Mapping[str, Any], gpu: bool, *, reading: bool = False) -> float:
         speed, size = GPU_SPEED[_nearest(p["backbone"], GPU_SPEED)]
         precision = 1.0 if p.get("recipe", {}).get("precision", "no") != "no" else FULL_PRECISION
         per_second = speed * (size / p["image_size"]) ** 2 * precision
+    per_second *= (_patch(p["backbone"]) / _patch(_nearest(p["backbone"], GPU_SPEED if gpu else SPEED))) ** 2  # as many patches fewer
     if reading:
         return 1 / (READING * per_second)
     frozen = FROZEN if p["recipe"].get("freeze") == "backbone" else 1.0
@@ -184,6 +186,12 @@ def _augmented(p: Mapping[str, Any]) -> float:
 
 def _backbone(name: str) -> tuple[float, float]:
     return SPEED[_nearest(name, SPEED)]
+
+
+def _patch(name: str) -> int:
+    """Side of the patches of a vision transformer by its name; 16 where it has none."""
+    found = re.search(r"_patch(\d+)", name)
+    return int(found.group(1)) if found else 16
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -380,6 +380,8 @@ def test_full_precision_larger_networks_and_images_and_more_steps_cost_a_gpu_mor
 def test_a_network_that_no_table_knows_counts_as_its_nearest_relative():
     assert estimates._nearest("vit_base_patch8_224", estimates.GPU_SPEED) == "vit_base_patch16_224"
     assert estimates._nearest("resnet50d", estimates.SPEED) == "resnet50"
+    small, usual = (estimates._each({"backbone": f"vit_tiny_patch{n}_224", "image_size": 96, "threads": 1, "recipe": {}}, False) for n in (8, 16))
+    assert small == pytest.approx(4 * usual), "four times as many patches"
 
 
 def test_a_smaller_bridge_and_a_probe_are_estimated_from_the_images_they_see(place):
