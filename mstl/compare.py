@@ -98,6 +98,10 @@ def check(table: pd.DataFrame, settings: Settings) -> Settings:
             raise MstlError(f"There is no column '{column}' in the table to show results by: its columns are {', '.join(table.columns)}.")
     if not 0.5 <= settings.level < 1:
         raise MstlError(f"The level is {settings.level:g}, but must lie between 0.5 and 1: 0.95 is usual.")
+    if settings.prevalence is not None and not 0 < settings.prevalence < 1:
+        raise MstlError(f"The prevalence is {settings.prevalence:g}, but must lie between 0 and 1: give for example 0.05, or leave it out.")
+    if not settings.margin > 0:
+        raise MstlError(f"The margin is {settings.margin:g}, but must be a positive difference in AUC: give for example 0.02.")
     if settings.n_resamples < 100:
         raise MstlError(f"{settings.n_resamples} resamples are too few for an interval: give at least 100, better 2000.")
     operating.binary(table, settings.positive)  # refuses a positive class that there is not
@@ -262,7 +266,8 @@ _VALUES = ("estimate", "low", "high", "p", "p_adjusted", "n_images", "n_groups",
 def long(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Every figure of the two notebooks in one table: what it is (``_IDS``), then its value with interval, p and counts."""
     parts = [part.assign(table=f"{stage.partition('_')[0]} {name}") for (stage, name), rows in tables.items() if len(rows) for part in _long(name, rows)]
-    return pd.concat([part.reindex(columns=["table", *_IDS, *_VALUES]).astype(object) for part in parts], ignore_index=True)
+    every = pd.concat([part.reindex(columns=["table", *_IDS, *_VALUES]).astype(object) for part in parts], ignore_index=True)
+    return every[every["estimate"].notna() | (every["note"].notna() & (every["note"] != ""))]
 
 
 def _long(name: str, rows: pd.DataFrame) -> list[pd.DataFrame]:

@@ -144,9 +144,15 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
             ax.axvspan(reference - margin, reference + margin, color="0.92", zorder=0)
     for _, row in table.iterrows():
         y = -labels.index(row[label]) - (models.index(row[model]) - (len(models) - 1) / 2) * step
-        ax.plot([row[low], row[high]], [y, y], color=colours[row[model]], lw=2.2, solid_capstyle="butt")
+        if pd.isna(row[estimate]):
+            ax.text(1.02, y, "not defined", transform=ax.get_yaxis_transform(), va="center", fontsize=9, family="monospace")
+            continue
+        between = pd.notna(row[low])
+        if between:
+            ax.plot([row[low], row[high]], [y, y], color=colours[row[model]], lw=2.2, solid_capstyle="butt")
         ax.plot(row[estimate], y, shapes[row[model]], color=colours[row[model]], ms=7, mec="white", mew=0.8)
-        text = f"{row[estimate]:+.3f} ({row[low]:+.3f} to {row[high]:+.3f})" if reference == 0 else f"{row[estimate]:.3f} ({row[low]:.3f}–{row[high]:.3f})"
+        sign, to = ("+", " to ") if reference == 0 else ("", "–")
+        text = f"{row[estimate]:{sign}.3f}" + (f" ({row[low]:{sign}.3f}{to}{row[high]:{sign}.3f})" if between else " (no interval)")
         text = text.replace("-", "−")
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9, family="monospace")
     ax.set_yticks([-i for i in range(len(labels))], [_titled(name, 30) for name in labels])

@@ -129,3 +129,99 @@ def test_three_classes_are_compared_by_the_mean_of_one_against_the_rest():
     t = pd.concat(rows, ignore_index=True)
     assert comparison.differences(t, **FAST)["estimate"].iloc[0] > 0
     assert len(comparison.arms(t, **FAST)) == 10
+
+
+def test_with_a_reference_every_other_model_is_compared_with_it_and_holm_runs_over_all_of_them():
+    rows = comparison.differences(table(models=("a", "b", "c", "d")), reference="b", **FAST)
+    assert list(rows[rows["primary"]]["contrast"]) == ["a − b", "c − b", "d − b"] and len(rows) == 6
+    own = rows[rows["primary"]]
+    assert (own["p_holm"].astype(float) >= own["p"] - 1e-12).all() and rows[~rows["primary"]]["p_holm"].isna().all()
+    with pytest.raises(MstlError, match="reference 'e' is not among"):
+        comparison.differences(table(), reference="e", **FAST)
+
+
+def test_models_with_fewer_chains_are_compared_in_the_chains_that_both_have():
+    t = table()
+    t = t[~((t["model"] == "scratch") & (t["seed"] > 0))]
+    rows = comparison.differences(t, **FAST).set_index("contrast")
+    assert rows["n_chains"].to_dict() == {"mstl − ctl": 3, "ctl − scratch": 1, "mstl − scratch": 1}
+
+
+def test_many_differences_are_told_in_few_words():
+    names = tuple(f"m{k}" for k in range(12))
+    rows = comparison.differences(table(models=names, folds=1, seeds=(0,), lift={m: 0.2 + 0.1 * k for k, m in enumerate(names)}), **FAST)
+    said = comparison.answer(rows, margin=0.02, own=True)
+    assert "of 11 differences" in said and len(said) < 400
+
+
+def test_a_curve_of_several_folds_is_the_mean_of_their_curves_and_not_that_of_pooled_scores():
+    t = table(models=("old", "new"), folds=2, seeds=(0,), val=False)
+    second = t["fold"] == 1
+    t.loc[second, "p_ill"] = 0.5 * t.loc[second, "p_ill"]  # another offset, the same ranking within the fold
+    t["p_normal"] = 1 - t["p_ill"]
+    curves = comparison.curves(t, **FAST)
+    arms = comparison.arms(t, **FAST).set_index(["model", "metric"])["estimate"]
+    own = curves[(curves["model"] == "new") & (curves["curve"] == "roc")]
+    assert np.trapezoid(own["y"], own["x"]) == pytest.approx(arms["new", "AUC"], abs=0.01) and (own["cells"] == 2).all()
+
+
+def test_delong_is_given_for_each_test_set_alone_and_clustered_where_groups_hold_several_images():
+    from mstl.metrics import roc
+
+    t = table()
+    rows = comparison.one_test_set(t)
+    assert len(rows) == 9 and (rows["variance"] == "clustered").all() and not rows.duplicated(["seed", "fold"]).any()
+    cell = t[(t["split"] == "test") & (t["seed"] == 1) & (t["fold"] == 2)].sort_values("image_id")
+    a, b = (cell[cell["model"] == m] for m in ("mstl", "ctl"))
+    alone = roc.delong_test((a["y_true"] == "ill").to_numpy(), a["p_ill"], b["p_ill"], groups=a["group"])
+    assert rows.set_index(["seed", "fold"]).loc[(1, 2), "p"] == pytest.approx(alone.p_value)
+
+
+def test_results_by_center_are_those_of_the_center_alone_and_one_class_is_said():
+    t = table(folds=1, seeds=(0,), val=False)
+    number = t["image_id"].str.extract(r"(\d+)$")[0].astype(int)
+    t["center"] = np.where(number < 60, "north", np.where((t["y_true"] == "ill") & (number > 100), "east", "south"))
+    rows = comparison.subgroups(t, **FAST).set_index(["value", "quantity"])
+    alone = comparison.differences(t[t["center"] == "north"], **FAST).iloc[0]
+    assert rows.loc[("north", "mstl − ctl"), "estimate"] == pytest.approx(alone["estimate"])
+    assert pd.isna(rows.loc[("east", "all models"), "estimate"]) and "one class only" in rows.loc[("east", "all models"), "note"]
+    assert not len(comparison.subgroups(t.assign(center=""), **FAST))
+    with pytest.raises(MstlError, match="no column 'sex'"):
+        comparison.subgroups(t, "sex", **FAST)
+
+
+def test_a_group_is_positive_when_any_image_is_and_has_its_highest_score():
+    t = table(models=("ctl", "mstl"), folds=1, seeds=(0,), val=False)
+    units = comparison.by_group(t)
+    own = t[(t["model"] == "mstl") & (t["group"] == "g0")]
+    one = units[(units["model"] == "mstl") & (units["group"] == "g0")].iloc[0]
+    assert one["p_ill"] == own["p_ill"].max() and one["y_true"] == ("ill" if (own["y_true"] == "ill").any() else "normal")
+    assert len(units) == 2 * 60 and not len(comparison.by_group(t.assign(group=t["image_id"])))
+
+
+def test_tests_of_several_models_are_given_only_where_they_exist_and_otherwise_say_why():
+    t = table(folds=1, seeds=(0,), val=False)
+    several = comparison.several(t, comparison.arms(t, **FAST)).set_index("test")
+    assert "not independent" in several.loc["Cochran's Q", "note"] and "at least 6 data sets" in several.loc["Friedman", "note"]
+    single = t.assign(group=t["image_id"])
+    assert 0 <= comparison.several(single, comparison.arms(single, **FAST)).set_index("test").loc["Cochran's Q", "p"] <= 1
+    folds = comparison.several(table(), comparison.arms(table(), **FAST)).set_index("test")
+    assert "not one test set" in folds.loc["Cochran's Q", "note"]
+    six = pd.concat([table(target=f"t{k}", folds=1, seeds=(0,), val=False) for k in range(6)], ignore_index=True)
+    assert comparison.several(six, comparison.arms(six, **FAST)).set_index("test").loc["Friedman", "p"] < 0.05
+
+
+def test_levels_stand_beside_the_difference_to_the_reference_with_its_adjusted_p():
+    t = table()
+    found = comparison.compare(t, **FAST)
+    rows = comparison.beside(found.arms, found.differences, {}).set_index("model")
+    assert rows.loc["ctl", "text"] == "reference" and "Holm" in rows.loc["mstl", "text"] and "exploratory" in rows.loc["scratch", "text"]
+    assert rows.loc["scratch", "difference"] == pytest.approx(rows.loc["scratch", "estimate"] - rows.loc["ctl", "estimate"])
+    assert rows.loc["scratch", "difference_low"] <= rows.loc["scratch", "difference"] <= rows.loc["scratch", "difference_high"]
+
+
+def test_validation_rows_of_one_class_are_refused_by_name():
+    t = table(folds=1, seeds=(0,))
+    t = t[(t["split"] == "test") | (t["y_true"] == "normal")]
+    with pytest.raises(MstlError, match="hold class 'normal' only"):
+        comparison.arms(t, **FAST)
