@@ -344,7 +344,8 @@ def _execute(folder: Path, sources: Sequence[Path], settings: Settings) -> dict[
 
 def _report(sources: Sequence[Path], settings: Settings, facts: Facts, runs: Mapping[str, Path], metrics: Mapping[str, Any]) -> str:
     title = settings.title or f"Comparison of {len(facts.models)} models on {facts.n_images:,} test images"
-    told = [metrics["60_comparison"]["answer"], *metrics["61_operating_points"]["answer"][:3]]
+    usefulness = metrics["61_operating_points"]["answer"]
+    told = [metrics["60_comparison"]["answer"], *(usefulness if len(usefulness) <= 3 else [])]
     lead = '<div class="answer">' + "".join(f"<p>{html.escape(text)}</p>" for text in told) + "</div>\n"
     if mind := facts.mind():
         lead += '<div class="mind"><p><strong>Before you read</strong></p><ul>' + "".join(f"<li>{html.escape(text)}</li>" for text in mind) + "</ul></div>\n"
