@@ -68,7 +68,9 @@ def create(
 
     ``weights``: None (random), "imagenet", a state-dict file (safetensors, or one that ``torch.load`` reads with
     ``weights_only=True``), a folder with one such file, or a checkpoint folder of this package. A backbone that does
-    not load whole is an error. ``seed`` fixes the head, and every weight when ``weights`` is None.
+    not load whole is an error. A fresh head starts at zero, so that every class is equally likely at first, as in Big Transfer
+    (Kolesnikov et al., ECCV 2020); timm's own start of some heads gives logits of ± 12 here, which a short training spends its
+    steps on. ``seed`` fixes every weight of the backbone when ``weights`` is None.
     A number of classes instead of their names also takes over the file's head when it has that many outputs
     (``create("tf_efficientnet_lite0", 1000, weights="imagenet")`` is the ImageNet classifier).
 
@@ -87,6 +89,10 @@ def create(
     _check(names, image_size, grey, channels)
     inputs = 1 if channels == 1 and grey == "adapt" else 3
     model = _build(backbone, len(names), image_size, inputs, drop_rate, seed)
+    head = head_names(model)
+    for name, parameter in model.named_parameters():
+        if name in head:
+            nn.init.zeros_(parameter)
     cfg = model.pretrained_cfg
     model.spec = Spec(
         backbone, names, image_size, int(channels), grey,
