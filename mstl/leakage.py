@@ -28,6 +28,8 @@ WAYS = {
     "groups": "split by group",
     "groups, copies": "split by group, then augment the training part",
 }
+#: The same in a table's narrow column.
+SHORT = {"copies": "copies at random", "images": "images at random", "groups": "by group", "groups, copies": "by group, then copies"}
 LABELS = {"true": "labels as they are", "permuted": "labels permuted by group"}
 LEARNERS = {"probe": "linear probe", "neighbour": "nearest neighbour"}
 COLUMNS = ["data", "simulated", "way", "labels", "learner", "repeat", "auc", "accuracy", "siblings", "nearest", "n_train", "n_test",

@@ -198,10 +198,9 @@ def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Map
     parameters = {key: value for key, value in given.items() if key in declared} | entry.parameters
     if tables is None:
         return _run(entry.notebook, parameters, name=entry.name, needs=read, outputs=["metrics.json"])
-    placed = {path: os.path.relpath(tables[path], paths.home()) for path in read}
-    for key in ("predictions", "scores"):
+    for key, name in (("predictions", "predictions.csv"), ("scores", "transferability.csv")):
         if key in parameters:
-            parameters[key] = [placed.get(path, path) for path in parameters[key]]
+            parameters[key] = [os.path.relpath(tables[path] / name, paths.home()) for path in parameters[key]]
     files = [table for path in read for table in sorted(tables[path].glob("*.csv")) if table.name != "history.csv"]
     return _run(entry.notebook, parameters, name=entry.name, outputs=["metrics.json"], files=files)
 

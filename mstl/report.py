@@ -29,10 +29,16 @@ from mstl import paths
 from mstl.errors import MstlError
 
 #: The stages whose executed notebook the book shows, with the title of the page that stands in where a study has no such run.
-STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage",
-          "60_comparison": "Comparison"}
+STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage", "35_probe": "Probe stage",
+          "40_transferability": "Transferability", "50_ablation_half_cells": "Fewer cell images, fewer cell lines",
+          "51_ablation_bridge": "Cells, or anything?", "52_ablation_radimagenet": "Radiology or photographs as the source", "53_leakage": "Leakage",
+          "54_when_does_a_bridge_help": "When does a bridge help?", "60_comparison": "Comparison", "61_operating_points": "Operating points"}
+#: Analyses that the book shows twice: of the study's own runs, and of the committed tables of the reference study.
+RECOMPUTED = ("40_transferability", "50_ablation_half_cells", "51_ablation_bridge", "52_ablation_radimagenet", "54_when_does_a_bridge_help",
+              "61_operating_points")
 #: A page whose notebook is another page's template has a title of its own.
-TITLES = {"60_comparison": "The comparison of this study", "reference": "The comparison of the reference study, recomputed"}
+TITLES = {"60_comparison": "The comparison of this study", "reference": "The comparison of the reference study, recomputed"} | {
+    f"{stage}_reference": f"{STAGES[stage]}: the reference study, recomputed" for stage in RECOMPUTED}
 _GLUE_PREFIX = "application/papermill.record/"
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^.*\r(?!\n)", re.MULTILINE)
 
@@ -48,7 +54,8 @@ def build_book(study: str = "workshop", *, out: str | Path | None = None) -> Pat
 
     chosen = read_study(study)
     runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), run.parameters) for run in plan(chosen)]
-    check_reference([paths.home(table) for run in runs if run.path == "60_comparison/reference" for table in run.parameters["predictions"]])
+    check_reference([paths.home(table) for run in runs if run.slug == "reference"
+                     for table in run.parameters.get("predictions", [])])
     source = assemble(paths.home("_build", "book-source", chosen.name), notebooks=choose(runs, study),
                       pages={"colophon": colophon(chosen.name, runs, reference_records()), "cards": cards()})
     index = render(source, Path(out) if out else paths.home("_build", "html")) / "index.html"
@@ -91,6 +98,11 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
             candidates = [run for run in candidates if run.parameters.get("arm") == "mstl"] or candidates
         if candidates:
             pages[stage] = candidates[0].notebook
+    for run in runs:
+        if run.slug == "reference" and run.stage in RECOMPUTED:
+            pages[f"{run.stage}_reference"] = run.notebook
+        elif study == "reference" and run.stage in RECOMPUTED and run.stage in pages:
+            pages[f"{run.stage}_reference"] = pages[run.stage]
     recomputed = [run for run in runs if run.path == "60_comparison/reference"]
     if recomputed:
         pages["reference"] = recomputed[0].notebook
@@ -133,9 +145,10 @@ def assemble(source: Path, *, notebooks: Mapping[str, Path], pages: Mapping[str,
     (executed / "figures").mkdir(parents=True)
     for page, notebook in notebooks.items():
         _copy_notebook(notebook, executed, page)
-    for stage, title in STAGES.items():
-        if stage not in notebooks:
-            (executed / f"{stage}.md").write_text(_absent_page(title), encoding="utf-8")
+    absent = {page: title for page, title in (STAGES | TITLES).items() if page not in notebooks and page != "reference"}
+    for page, title in absent.items():
+        (executed / f"{page}.md").write_text(_absent_page(title), encoding="utf-8")
+    _leave_out_chapters(source / "book", set(absent))
     for page, text in pages.items():
         (executed / f"{page}.md").write_text(text, encoding="utf-8")
     return source
@@ -144,6 +157,18 @@ def assemble(source: Path, *, notebooks: Mapping[str, Path], pages: Mapping[str,
 def _absent_page(title: str) -> str:
     return (f"# {title}: not part of this study\n\nThis study has no run of this stage: its chains start from weights that were trained elsewhere, "
             "or its arms do without it.\n[](colophon.md) lists the runs that it has.\n")
+
+
+def _leave_out_chapters(book: Path, absent: set[str]) -> None:
+    """A chapter that takes numbers or figures from a page that this study does not have says so, in the place of its text."""
+    for path in sorted(book.rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        wanted = set(re.findall(r"executed/(?:figures/)?(\w+?)(?:\.ipynb|-\w+\.png)", text)) & absent
+        if wanted and path.parent.name != "executed":
+            title = re.search(r"^# (.+)$", text, re.MULTILINE)
+            label = re.search(r"\A\((\S+)\)=\n", text)
+            path.write_text((label[0] if label else "") + f"# {title[1] if title else path.stem}\n\nThis chapter takes its numbers from runs that the study of "
+                            f"this book does not have ({', '.join(sorted(wanted))}), so it is left out here.\n", encoding="utf-8")
 
 
 def _copy_notebook(path: Path, executed: Path, page: str) -> None:
