@@ -42,7 +42,7 @@ FULL_PRECISION = 0.5  # how fast a card is without mixed precision, against with
 AUGMENT = {"none": 0.0, "natural": 0.0005, "microscopy": 0.0004, "ultrasound": 0.0034, "mammogram": 0.0036, "radiograph": 0.0035}
 #: Images of the published sets (or of the reduced copies that the project was written with); of prepared sets, own folders and phantoms the number is known exactly.
 IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 238, "mias-tissue": 322, "mias-whole": 322, "cells-brightfield": 5400,
-          "cifar10": 17000, "bone-fracture": 1900, "hep2-cells": 3600, "eye-diseases": 1400, "mednist": 9000}
+          "cifar10": 17000, "bone-fracture": 1900, "hep2-cells": 3600, "kvasir-seg": 1906, "kvasir-segmentation": 1000, "eye-diseases": 1400, "mednist": 9000}
 #: Seconds of start-up, imports and figures.
 KERNEL = {"00_data": 6.0, "60_comparison": 8.0}
 STARTING = 9.0  # of a stage that is not named above

@@ -321,10 +321,12 @@ def cards() -> str:
 
 
 def _card(card: Any) -> list[str]:
+    from mstl.datasets.catalog import _origins
+
     where = [f"<https://doi.org/{card.doi}>"] if card.doi else []
     where += [f"<{card.url}>"] if card.url and not (card.doi and card.doi in card.url) else []
     classes = ", ".join(card.classes) if card.classes else "set by the caller"
-    fields = {"Modality": card.modality + (", **simulated**" if card.simulated else ""), "Task": card.task, "Classes": classes, "Group": card.group_rule,
+    fields = {"Modality": card.modality + (", **simulated**" if card.simulated else ""), "Task": card.task, "Classes": classes, "Tissue of origin": _origins(card), "Group": card.group_rule,
               "Known faults": card.notes, "Licence": card.licence, "From": " · ".join(where), "Cite": card.citation}
     return [f"### {card.title}", "", f"`{card.name}`", "",
             *[line for name, value in fields.items() if value for line in (f":{name}: {_escaped(value)}",)], ""]
