@@ -414,13 +414,20 @@ def align(block: pd.DataFrame, names: Sequence[str], seeds: Collection[int] | No
 
 def cuts(block: pd.DataFrame, model: str, *, rule: str = "youden", at: float = 0.90, split: str = "val") -> dict[tuple[int, int], float]:
     """The threshold that a rule chooses in each chain and fold of one model, on the rows of ``split`` of a binary block."""
-    own = block[(block["model"] == model) & (block["split"] == split)]
-    out = {}
-    for cell, part in own.groupby(["seed", "fold"]):
-        if part["y_true"].nunique() < 2:
-            raise MstlError(f"The {split} rows of model '{model}' (seed {cell[0]}, fold {cell[1]}) hold class '{part['y_true'].iloc[0]}' only, so no threshold can be "
-                            "fixed on them: give images of both classes there, or leave these rows out.")
-        out[cell] = roc.choose_threshold(truth(part, block), score(part, block), rule=rule, at=at)
+    return thresholds(block[(block["model"] == model) & (block["split"] == split)], block, (rule,), at=at)[rule]
+
+
+def thresholds(rows: pd.DataFrame, block: pd.DataFrame, rules: Sequence[str], *, at: float = 0.90) -> dict[str, dict[tuple[int, int], float]]:
+    """The threshold of each rule in each chain and fold of ``rows``, those of one model and split."""
+    y, s = truth(rows, block), score(rows, block)
+    out: dict[str, dict[tuple[int, int], float]] = {rule: {} for rule in rules}
+    for cell, part in rows.groupby(["seed", "fold"]).indices.items():
+        if len(np.unique(y[part])) < 2:
+            one = rows.iloc[part[0]]
+            raise MstlError(f"The {one['split']} rows of model '{one['model']}' (seed {cell[0]}, fold {cell[1]}) hold class '{one['y_true']}' only, so no threshold can "
+                            "be fixed on them: give images of both classes there, or leave these rows out.")
+        for rule in rules:
+            out[rule][cell] = roc.choose_threshold(y[part], s[part], rule=rule, at=at)
     return out
 
 
@@ -536,18 +543,15 @@ def _statistics(block, aligned: Aligned, settings: _Settings, parts: Collection[
         if "arms" in parts and name in own and not only_auc:
             called = values.argmax(axis=1) if wide else values >= _by_row(shared, cut)
             out[name, "labels"] = shared.each(lambda cell, called=called: chains.Labels.of(_LABELS, cell, called[cell.rows], n_classes))
-            if not wide:
-                out[name, "average_precision"] = shared.each(lambda cell, s=values: chains.AveragePrecision.of(cell, s[cell.rows]))
-        if "curves" in parts and name in own:
-            for kind in ("roc", "pr"):
-                out[name, kind] = shared.each(lambda cell, s=values, kind=kind: _curve(kind, cell, s[cell.rows]))
+        if ("curves" in parts or ("arms" in parts and not wide and not only_auc)) and name in own:
+            out[name, "curves"] = shared.each(lambda cell, s=values: _curves(cell, s[cell.rows]))
     return out
 
 
-def _curve(kind: str, cell: chains.Cell, values: np.ndarray):
+def _curves(cell: chains.Cell, values: np.ndarray):
     if values.ndim == 1:
-        return chains.Curve.of(kind, cell, cell.y, values)
-    return chains.Mean(tuple(chains.Curve.of(kind, cell, cell.y == k, values[:, k]) for k in range(values.shape[1])))
+        return chains.Curves.of(cell, cell.y, values)
+    return chains.Mean(tuple(chains.Curves.of(cell, cell.y == k, values[:, k]) for k in range(values.shape[1])))
 
 
 def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _Settings) -> list[dict]:
@@ -555,8 +559,8 @@ def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _S
     given = {"auc": resampled[name, "auc"]}
     if (name, "labels") in resampled:
         given |= {metric: resampled[name, "labels"][i] for i, metric in enumerate(_LABELS)}
-    if (name, "average_precision") in resampled:
-        given["average_precision"] = resampled[name, "average_precision"]
+    if (name, "curves") in resampled and aligned.scores[name].ndim == 1:
+        given["average_precision"] = resampled[name, "curves"][chains.AVERAGE_PRECISION]
     rows = []
     for metric, of in given.items():
         known = {"estimate": None, "low": None, "high": None, "sd_chains": None} | dict.fromkeys(_COUNTS) | {"note": ""}
@@ -572,8 +576,8 @@ def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _S
 def _curve_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _Settings) -> list[dict]:
     rows, block = [], aligned.block
     share = float(np.mean(aligned.truth == aligned.truth.max())) if block.y.dtype == bool else None
-    for kind in ("roc", "pr"):
-        mean, low, high = block.band(resampled[name, kind], level=settings.level)
+    for kind, part in (("roc", chains.ROC), ("pr", chains.PRECISION)):
+        mean, low, high = block.band(resampled[name, "curves"][part], level=settings.level)
         rows += [key | {"model": name, "curve": kind, "x": x, "y": y, "low": lo, "high": hi, "cells": len(block.places), "prevalence": share}
                  for x, y, lo, hi in zip(chains.GRID, mean, low, high, strict=True) if kind == "roc" or x > 0]
     return rows

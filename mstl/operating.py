@@ -107,12 +107,13 @@ def mcnemar(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, r
     """
     rows = []
     for key, block in comparison.each(table):
+        cuts = _cuts(block, at)
         for a, b in comparison.primary_pairs(comparison.models(block), contrast, reference):
             common = set(_seeds(block, a)) & set(_seeds(block, b))
             both = comparison.align(block, [a, b], common)
             for rule in RULES:
                 for chosen in CHOSEN:
-                    cut_a, cut_b = (comparison.cuts(block, m, rule=rule, at=at, split=_SPLIT[chosen]) for m in (a, b))
+                    cut_a, cut_b = (cuts.get((m, rule, chosen)) for m in (a, b))
                     for cell in both.block.places if cut_a and cut_b else ():
                         place = cell.seed, cell.fold
                         if place not in cut_a or place not in cut_b:
@@ -138,6 +139,7 @@ def relative_values(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl
     """
     rows = []
     for key, block in comparison.each(table):
+        cuts = _cuts(block, at)
         for a, b in comparison.primary_pairs(comparison.models(block), contrast, reference):
             both = comparison.align(block, [a, b], set(_seeds(block, a)) & set(_seeds(block, b)))
             if len(both.block.places) > 1:
@@ -146,7 +148,7 @@ def relative_values(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl
             grouped = len(set(both.group)) < len(y)
             for rule in RULES:
                 for chosen in CHOSEN:
-                    cut = [comparison.cuts(block, m, rule=rule, at=at, split=_SPLIT[chosen]) for m in (a, b)]
+                    cut = [cuts.get((m, rule, chosen)) for m in (a, b)]
                     if not (cut[0] and cut[1]):
                         continue
                     called = [both.scores[m] >= c[place] for m, c in zip((a, b), cut, strict=True)]
@@ -342,6 +344,17 @@ def _seeds(block: pd.DataFrame, model: str) -> list[int]:
     return sorted(block.loc[(block["model"] == model) & (block["split"] == "test"), "seed"].unique())
 
 
+def _cuts(block: pd.DataFrame, at: float) -> dict[tuple[str, str, str], dict[tuple[int, int], float]]:
+    """The thresholds of every model, rule and choice; what a model has no rows for is left out."""
+    parts = dict(list(block.groupby(["model", "split"])))
+    out = {}
+    for model in comparison.models(block):
+        for chosen, split in _SPLIT.items():
+            if (model, split) in parts:
+                out |= {(model, rule, chosen): found for rule, found in comparison.thresholds(parts[model, split], block, RULES, at=at).items()}
+    return out
+
+
 def _sharing(block: pd.DataFrame) -> list[tuple[list[str], frozenset]]:
     """Models with the same chains, which are resampled together."""
     together: dict[frozenset, list[str]] = {}
@@ -393,13 +406,7 @@ class _Block:
         own = block[(block["split"] == "test")]
         self.share = float((own.drop_duplicates("image_id")["y_true"] == predictions.classes(block)[-1]).mean()) if prevalence is None else prevalence
         places = [(cell.seed, cell.fold) for cell in self.shared.places]
-        self.cuts = {}
-        for model in names:
-            for rule in RULES:
-                for chosen in CHOSEN:
-                    found = comparison.cuts(block, model, rule=rule, at=at, split=_SPLIT[chosen])
-                    if all(place in found for place in places):
-                        self.cuts[model, rule, chosen] = found
+        self.cuts = {which: found for which, found in _cuts(block, at).items() if which[0] in names and all(place in found for place in places)}
         self.risks = {(model, "as given"): self.aligned.scores[model] for model in names}
         for model in names:
             risk = _recalibrated(block, model, self.aligned, recalibration)

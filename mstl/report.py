@@ -148,7 +148,7 @@ def assemble(source: Path, *, notebooks: Mapping[str, Path], pages: Mapping[str,
     absent = {page: title for page, title in (STAGES | TITLES).items() if page not in notebooks and page != "reference"}
     for page, title in absent.items():
         (executed / f"{page}.md").write_text(_absent_page(title), encoding="utf-8")
-    _leave_out_chapters(source / "book", set(absent))
+    _fit_chapters(source / "book", set(absent))
     for page, text in pages.items():
         (executed / f"{page}.md").write_text(text, encoding="utf-8")
     return source
@@ -159,16 +159,29 @@ def _absent_page(title: str) -> str:
             "or its arms do without it.\n[](colophon.md) lists the runs that it has.\n")
 
 
-def _leave_out_chapters(book: Path, absent: set[str]) -> None:
-    """A chapter that takes numbers or figures from a page that this study does not have says so, in the place of its text."""
+def _fit_chapters(book: Path, absent: set[str]) -> None:
+    """Chapters that take numbers or figures from pages that this book does not have: where the reference study's page is absent and
+    the study's own is there, that stands in and the chapter says so; else the chapter says that it is left out."""
     for path in sorted(book.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         wanted = set(re.findall(r"executed/(?:figures/)?(\w+?)(?:\.ipynb|-\w+\.png)", text)) & absent
-        if wanted and path.parent.name != "executed":
-            title = re.search(r"^# (.+)$", text, re.MULTILINE)
-            label = re.search(r"\A\((\S+)\)=\n", text)
-            path.write_text((label[0] if label else "") + f"# {title[1] if title else path.stem}\n\nThis chapter takes its numbers from runs that the study of "
-                            f"this book does not have ({', '.join(sorted(wanted))}), so it is left out here.\n", encoding="utf-8")
+        if not wanted or path.parent.name == "executed":
+            continue
+        title = re.search(r"^# .+$", text, re.MULTILINE)
+        if title and all(page.endswith("_reference") and page.removesuffix("_reference") not in absent for page in wanted):
+            for page in wanted:
+                text = re.sub(rf"\b{page}\b", page.removesuffix("_reference"), text)
+            text = text.replace(title[0], f"{title[0]}\n\n{_STAND_IN}", 1)
+        else:
+            text = (f"{title[0] if title else path.stem}\n\nThis chapter takes its numbers from runs that the study of this book does not have "
+                    f"({', '.join(sorted(wanted))}), so it is left out here.\n")
+        path.write_text(text, encoding="utf-8")
+
+
+_STAND_IN = """:::{warning}
+The numbers and figures of this chapter come from the study of this book, not from the reference study, which has no such runs yet.
+Where that study's images are simulated, they check the machinery and not the claim.
+:::"""
 
 
 def _copy_notebook(path: Path, executed: Path, page: str) -> None:

@@ -183,6 +183,7 @@ def glued(key: str) -> dict:
 
 def stub(page: str) -> dict:
     keys = sorted(key for wanted, key in asked_for() if wanted == page)
+    keys += sorted(key for wanted, key in asked_for() if wanted == f"{page}_reference" and key not in keys)  # it may stand in
     return notebook(markdown(f"# Page {page}\n\nWhat is seen?"), code('arm: str = "mstl"', tags=["parameters"]), code('arm = "ctl"', tags=["injected-parameters"]),
                     markdown("How does it look?"), code("figure", [picture()]), code("glue", [glued(key) for key in keys], tags=["remove-cell"]))
 
@@ -310,7 +311,8 @@ def built(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     folder = home / "runs" / "smoke"
     runs = [finished_run(folder, stage, "all", stub(stage)) for stage in report.STAGES if stage not in ("20_bridge", "30_target", "60_comparison", "51_ablation_bridge")]
-    runs += [finished_run(folder, stage, "reference", stub(f"{stage}_reference"), predictions=[]) for stage in report.RECOMPUTED if stage != "51_ablation_bridge"]
+    runs += [finished_run(folder, stage, "reference", stub(f"{stage}_reference"), predictions=[]) for stage in report.RECOMPUTED
+             if stage not in ("51_ablation_bridge", "54_when_does_a_bridge_help")]
     runs += [finished_run(folder, "30_target", "chest-ctl", stub("30_target"), arm="ctl"), finished_run(folder, "60_comparison", "all", stub("60_comparison")),
              finished_run(folder, "60_comparison", "reference", stub("reference"), predictions=[])]
     with pytest.MonkeyPatch.context() as patch:
@@ -332,6 +334,8 @@ def test_the_book_is_built_from_executed_runs_and_ends_where_the_address_says(bu
 def test_a_chapter_without_its_runs_says_so_and_the_others_are_whole(built):
     chapter = (built.parent / "book" / "ablations.html").read_text(encoding="utf-8")
     assert "Is it the cells?" in chapter and "left out here" in chapter and "51_ablation_bridge_reference" in chapter
+    standing_in = (built.parent / "book" / "atlas.html").read_text(encoding="utf-8")
+    assert "not from the reference study" in standing_in and "figures/54_when_does_a_bridge_help-atlas" in standing_in.replace("_images/", "figures/")
     assert "left out here" not in (built.parent / "book" / "transferability.html").read_text(encoding="utf-8")
 
 

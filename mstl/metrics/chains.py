@@ -250,34 +250,40 @@ class NetBenefits:
 
 #: The grid of both kinds of curve: 0, 0.01 … 1.
 GRID = np.linspace(0, 1, 101)
-_CUTS = 1000
+#: Where the parts of :class:`Curves` stand.
+ROC, PRECISION, AVERAGE_PRECISION = slice(0, 101), slice(101, 202), 202
+_CUTS = 500  # distinct thresholds that the curves follow: five to a step of the grid
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A ROC curve (sensitivity at false-positive rates ``GRID``) or a precision–recall curve (precision at recalls ``GRID``).
+class Curves:
+    """ROC curve (sensitivity at false-positive rates ``GRID``), precision–recall curve (precision at recalls ``GRID``) and average
+    precision, one after another (203,).
 
     Of ROC points on one vertical the highest counts, between points the curve is straight. Precision at a recall is that of
-    the highest threshold that reaches it.
+    the highest threshold that reaches it. Average precision is exact as a value, over at most 500 thresholds in the resamples.
     """
 
-    kind: str
     counts: _resample.ThresholdCounts
     n_groups: int
+    exact: float
 
     @classmethod
-    def of(cls, kind: str, cell: Cell, y: np.ndarray, score: np.ndarray) -> Curve:
-        _check.one_of(kind, ("roc", "pr"), "kind")
-        cuts = _resample.cuts(score, _CUTS)
-        return cls(kind, _resample.ThresholdCounts.of(y, score, cell.code, cell.n_groups, cuts), cell.n_groups)
+    def of(cls, cell: Cell, y: np.ndarray, score: np.ndarray) -> Curves:
+        """``y`` (n,) boolean: the class of one against the rest."""
+        exact = _resample.WeightedAveragePrecision.of(y, score, cell.code, cell.n_groups).value()
+        return cls(_resample.ThresholdCounts.of(y, score, cell.code, cell.n_groups, _resample.cuts(score, _CUTS)), cell.n_groups, exact)
 
     def value(self) -> np.ndarray:
-        return self.under(np.ones((self.n_groups, 1)))[:, 0]
+        return np.append(self.under(np.ones((self.n_groups, 1)))[:-1, 0], self.exact)
 
     def under(self, w: np.ndarray) -> np.ndarray:
         tp, fp, m, n = self.counts.under(w)
         tpr, fpr = _resample._ratio(tp, m), _resample._ratio(fp, n)
-        return self._roc(tpr, fpr) if self.kind == "roc" else self._precision(tp, fp, tpr)
+        precision = np.divide(tp, tp + fp, out=np.ones_like(tp), where=tp + fp > 0)
+        average = np.einsum("tr,tr->r", np.diff(tpr, axis=0, prepend=0.0), precision)
+        first = len(tpr) - 1 - _last_at_most(1 - tpr[::-1])[::-1]  # the first cut whose recall is not below each grid value
+        return np.concatenate([self._roc(tpr, fpr), np.take_along_axis(precision, first, axis=0), average[None]])
 
     @staticmethod
     def _roc(tpr: np.ndarray, fpr: np.ndarray) -> np.ndarray:
@@ -289,41 +295,13 @@ class Curve:
         share = np.divide(GRID[:, None] - x0, x1 - x0, out=np.zeros_like(x0), where=x1 > x0)
         return y0 + np.clip(share, 0, 1) * (y1 - y0)
 
-    @staticmethod
-    def _precision(tp: np.ndarray, fp: np.ndarray, tpr: np.ndarray) -> np.ndarray:
-        first = len(tpr) - 1 - _last_at_most(1 - tpr[::-1])[::-1]  # the first cut whose recall is not below each grid value
-        precision = np.divide(tp, tp + fp, out=np.ones_like(tp), where=tp + fp > 0)
-        return np.take_along_axis(precision, first, axis=0)
-
 
 def _last_at_most(x: np.ndarray) -> np.ndarray:
     """For each value of ``GRID`` the last row of ``x`` (T, r; each column ascending) that is not above it (101, r)."""
     bins = np.ceil(np.nan_to_num(x) * (len(GRID) - 1) - 1e-9).astype(np.int64).clip(0, len(GRID) - 1)
     last = np.zeros((len(GRID), x.shape[1]), dtype=np.int64)
-    rows = np.broadcast_to(np.arange(len(x))[:, None], x.shape)
-    np.maximum.at(last, (bins, np.arange(x.shape[1])), rows)
+    np.maximum.at(last, (bins, np.arange(x.shape[1])), np.broadcast_to(np.arange(len(x))[:, None], x.shape))
     return np.maximum.accumulate(last, axis=0)
-
-
-@dataclass(frozen=True)
-class AveragePrecision:
-    """Average precision by steps; exact as a value, over at most 1000 thresholds in the resamples."""
-
-    exact: float
-    counts: _resample.ThresholdCounts
-
-    @classmethod
-    def of(cls, cell: Cell, score: np.ndarray) -> AveragePrecision:
-        every = _resample.WeightedAveragePrecision.of(cell.y, score, cell.code, cell.n_groups)
-        return cls(every.value(), Curve.of("pr", cell, cell.y, score).counts)
-
-    def value(self) -> float:
-        return self.exact
-
-    def under(self, w: np.ndarray) -> np.ndarray:
-        tp, fp, m, _ = self.counts.under(w)
-        precision = np.divide(tp, tp + fp, out=np.ones_like(tp), where=tp + fp > 0)
-        return np.einsum("tr,tr->r", np.diff(_resample._ratio(tp, m), axis=0, prepend=0.0), precision)
 
 
 @dataclass(frozen=True)
