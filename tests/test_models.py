@@ -110,6 +110,13 @@ def test_colour_images_on_an_adapted_grey_stem_are_refused():
         to_input(pixels(), small(channels=1, grey="adapt").spec)
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet", "tf_efficientnet_lite0"])
+def test_a_fresh_head_finds_every_class_equally_likely_whatever_the_seed(backbone):
+    for seed in (0, 1):
+        logits = small(backbone, seed=seed).eval()(torch.randn(2, 3, 32, 32))
+        assert torch.equal(logits, torch.zeros_like(logits))
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_a_vision_transformer_takes_a_file_of_another_image_size(tmp_path, suffix):
     big = small("test_vit", image_size=64, seed=3)
