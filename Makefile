@@ -65,12 +65,12 @@ wheelhouse: $(STAMP)
 	@echo "$$(ls wheelhouse/*.whl | wc -l) wheels, $$(du -sh wheelhouse | cut -f1): copy the project's folder, then make book WHEELHOUSE=wheelhouse"
 
 # Runs the reference study (the archives must be in data/raw/ or a folder of $MSTL_DATA) and renews what is committed of it:
-# predictions, metrics, histories and run records; no image, no checkpoint.
+# predictions, measures, metrics, histories and run records; no image, no checkpoint.
 reference: $(STAMP)
 	@$(BIN)/mstl run reference --jobs $(JOBS)
-	@for run in $$(cd runs/reference && ls -d 20_bridge/* 30_target/*); do \
+	@for run in $$(cd runs/reference && ls -d 20_bridge/* 30_target/* 35_probe/* 53_leakage/* 2>/dev/null); do \
 	  mkdir -p data/reference/$$run; \
-	  for name in predictions.csv metrics.json history.csv run.json; do \
+	  for name in predictions.csv transferability.csv leakage.csv metrics.json history.csv run.json; do \
 	    if test -f runs/reference/$$run/$$name; then cp runs/reference/$$run/$$name data/reference/$$run/; fi; \
 	  done; \
 	done
