@@ -44,19 +44,22 @@ def plan(study: Study) -> list[PlannedRun]:
     used = {arm for _, _, target in varied for arm in target.arms or study.arms}
     targets: list[PlannedRun] = []
     for lineage in study.lineages:
-        if used & {"ctl", "mstl"}:
+        own = used if lineage.arms is None else set(lineage.arms)
+        if own & {"ctl", "mstl"}:
             runs.append(source := _run("10_source", common | _source(study, lineage)))
-        for bridge in _bridges(study, lineage) if "mstl" in used else []:
+        for bridge in _bridges(study, lineage) if "mstl" in own else []:
             runs.append(_run("20_bridge", common | _bridge(study, lineage, bridge, source.path), needs=[source.path]))
     for lineage in study.lineages:
         for name, variant, target in varied:
-            for arm in target.arms or study.arms:
+            if lineage.targets is not None and name not in lineage.targets:
+                continue
+            for arm in target.arms or study.arms if lineage.arms is None else lineage.arms if not variant else []:
                 for bridge in _bridges(study, lineage, name) if arm == "mstl" else [None]:
                     parameters = common | _target(study, lineage, name, variant, target, arm, bridge)
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
     runs += targets
-    for lineage in study.lineages if study.probe.targets else []:
+    for lineage in [lineage for lineage in study.lineages if lineage.arms is None] if study.probe.targets else []:
         before = [run for run in runs if run.stage in ("10_source", "20_bridge") and run.parameters["lineage"] == lineage.name]
         for name in study.probe.targets:
             runs.append(_run("35_probe", common | _probe(study, lineage, name, before), needs=[run.path for run in before],
@@ -110,7 +113,8 @@ def _shown(study: Study) -> dict[str, Any]:
 def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
     trained = lineage.source not in ("imagenet", "none") and not is_weights(lineage.source)
     return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "options": lineage.source_options,
-            "recipe": lineage.source_recipe.over(study.recipe).parameters() if trained else {}, "seed": study.seeds[0]}
+            "recipe": lineage.source_recipe.over(study.recipe).parameters() if trained else {}, "n_train": lineage.source_n,
+            "seed": study.seeds[0]}
 
 
 def _bridges(study: Study, lineage: Lineage, target: str = "") -> list[Bridge]:
@@ -170,13 +174,14 @@ def _comparison(study: Study) -> dict[str, Any]:
 
 
 def _compared(study: Study, run: PlannedRun, targets: list[PlannedRun]) -> bool:
-    """Whether a run of the target stage belongs to the comparison of the arms: ablations (other bridges than the first, a variant
-    with one arm alone) have analyses of their own."""
+    """Whether a run of the target stage belongs to the comparison of the arms: ablations (other bridges than the first, lineages with
+    arms of their own, a variant with one arm alone) have analyses of their own."""
     def block(other: PlannedRun) -> tuple[str, ...]:
         return tuple(other.parameters[key] for key in ("target", "variant", "lineage"))
 
     arms = {other.parameters["arm"] for other in targets if block(other) == block(run)}
-    main = not run.parameters["bridge"] or run.parameters["bridge"] == study.bridges[0].name
+    lineage = next(lineage for lineage in study.lineages if lineage.name == run.parameters["lineage"])
+    main = lineage.arms is None and (not run.parameters["bridge"] or run.parameters["bridge"] == study.bridges[0].name)
     return main and (len(arms) > 1 or not run.parameters["variant"])
 
 

@@ -82,13 +82,20 @@ class DataKeys(_Keys):
 
 
 class Lineage(_Keys):
-    """A backbone and where its weights come from. ``source``: imagenet, none, a data set to train on, or a weights file."""
+    """A backbone and where its weights come from. ``source``: imagenet, none, a data set to train on, or a weights file.
+
+    A lineage with ``arms`` of its own is an ablation of the source: it is left out of the comparison of the arms and of the
+    probes, and read by the notebooks of ``analyses``.
+    """
 
     name: Name
+    arms: list[Literal["ctl", "mstl"]] | None = None  # default: the study's, and the lineage is compared
+    targets: list[Name] | None = None  # targets that are fine-tuned from it; default: all
     backbone: str
     source: str = "imagenet"
     source_options: dict[str, Any] = {}
     source_recipe: RecipeKeys = RecipeKeys()
+    source_n: Annotated[int, Field(ge=0)] = 0  # train on so many images of it, evenly over the classes; 0: all
 
 
 class Bridge(DataKeys):
@@ -307,7 +314,8 @@ def _consistent(study: Study, path: Path) -> Study:
     if "mstl" in arms and not study.bridges:
         raise MstlError(f"{path}: the arm mstl needs a bridge, but bridges is empty: name one, or leave mstl out of arms.")
     named = {"comparison.family": study.comparison.family, "probe.targets": study.probe.targets} | {
-        f"bridges.{bridge.name}.targets": bridge.targets or [] for bridge in study.bridges}
+        f"bridges.{bridge.name}.targets": bridge.targets or [] for bridge in study.bridges} | {
+        f"lineages.{lineage.name}.targets": lineage.targets or [] for lineage in study.lineages}
     for key, names in named.items():
         for name in names:
             if name not in study.targets:

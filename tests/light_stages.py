@@ -23,7 +23,7 @@ image_size: int = 96   # pixels
 PARAMETERS = {
     "00_data": MODEL + "data: list = []\noptions: dict = {}\n",
     "10_source": MODEL + 'lineage: str = "lite0"\nbackbone: str = "tf_efficientnet_lite0"\nsource: str = "imagenet"\noptions: dict = {}\n'
-                         "recipe: dict = {}\nseed: int = 0\n",
+                         "recipe: dict = {}\nseed: int = 0\nn_train: int = 0\n",
     "20_bridge": MODEL + 'lineage: str = "lite0"\nbackbone: str = "tf_efficientnet_lite0"\nsource: str = "imagenet"\nparent: str = ""\n'
                          'bridge: str = "cells"\ndata: str = "phantom-cells"\noptions: dict = {}\nrecipe: dict = {}\nseeds: list = [0]\n'
                          'images: float = 1.0\nlines: float = 1.0\nn_train: int = 0\nmerge: str = ""   # tissue | random\nmerge_to: int = 0\n'
