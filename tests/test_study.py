@@ -437,3 +437,65 @@ def test_statistics_do_not_depend_on_training():
     used = {path.name for path in templates.modules("60_comparison")}
     assert "comparison.py" in used and not used & {"training.py", "backbones.py", "planning.py", "cli.py"}
     assert {"training.py", "backbones.py", "imageset.py", "catalog.toml"} <= {path.name for path in templates.modules(TARGET)}
+
+
+def smoke_with(tmp_path, old, new):
+    text = paths.share("studies", "smoke.yml").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "mine.yml").write_text(text.replace(old, new), encoding="utf-8")
+    return tmp_path / "mine.yml"
+
+
+def test_ablations_have_runs_of_their_own_and_stay_out_of_the_comparison_of_the_arms():
+    runs = {run.path: run for run in planning.plan(planning.read_study("smoke"))}
+    compared = runs["60_comparison/all"].parameters["predictions"]
+    assert "30_target/ultrasound-ctl-radiology" in runs and not [path for path in compared if "radiology" in path or "photographs" in path]
+    assert {path for path in runs if path.startswith("20_bridge/")} == {f"20_bridge/vit-{name}" for name in ("cells", "images_1_2", "endoscopy", "random_2", "shuffled")}
+    assert [path for path in runs if "-mstl-" in path and not path.endswith(("-cells", "-cells-half"))] == []  # targets: [] means probed only
+    probe = runs["35_probe/ultrasound-vit"]
+    assert probe.needs == probe.parameters["parents"] == ["10_source/vit", *(f"20_bridge/vit-{n}" for n in ("cells", "images_1_2", "endoscopy", "random_2", "shuffled"))]
+    varied = runs["20_bridge/vit-random_2"].parameters
+    assert (varied["merge"], varied["merge_to"], varied["n_train"]) == ("random", 2, 80) and runs["20_bridge/vit-cells"].parameters["merge"] == ""
+    assert runs["10_source/radiology"].parameters["n_train"] == 80 and "35_probe/ultrasound-radiology" not in runs
+
+
+def test_an_analysis_is_given_what_it_declares_of_the_runs_it_reads():
+    runs = {run.path: run for run in planning.plan(planning.read_study("smoke"))}
+    found = runs["40_transferability/all"].parameters
+    assert found["scores"] == ["35_probe/ultrasound-vit", "35_probe/chest-vit"] and set(found["scores"]) < set(found["predictions"])
+    half = runs["50_ablation_half_cells/all"].parameters
+    assert half["bridges"]["images_1_2"]["images"] == 0.5 and "n_train" not in half["bridges"]["cells"] and half["simulated"] is True
+    assert half["n_resamples"] == 200 and runs["50_ablation_half_cells/all"].needs == half["predictions"]
+    assert runs["53_leakage/all"].needs == ["10_source/vit"] and runs["53_leakage/all"].parameters["image_size"] == 32
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("reads: [\"35_probe/*\", \"30_target/*\"]", "reads: [\"36_probe/*\"]", "reads 36_probe/\\*, which no run"),
+    ("notebook: 50_ablation_half_cells", "notebook: 50_ablation_half", "'50_ablation_half'.*did you mean"),
+    ("merge_to: 2  ", "merge_to: 0  ", "random_2 needs both merge"),
+    ("lineages: [vit]     #", "lineages: [vid]     #", "lineages names 'vid'.*did you mean 'vit'"),
+    ("  targets: [ultrasound, chest]\n", "  targets: [ultrasond]\n", "probe.targets names the target 'ultrasond'"),
+    ("images: 0.5  ", "images: 1.5  ", "bridges.1.images must be less than or equal to 1"),
+])
+def test_a_mistake_in_an_ablation_is_one_sentence(tmp_path, old, new, said):
+    with pytest.raises(MstlError, match=said):
+        planning.plan(planning.read_study(smoke_with(tmp_path, old, new)))
+
+
+def test_analyses_of_the_reference_study_are_planned_once_all_their_tables_are_there(tmp_path, monkeypatch):
+    committed = tmp_path / "data" / "reference"
+    reference = planning.read_study("reference")
+    wanted = next(entry for entry in reference.analyses if entry.notebook == "50_ablation_half_cells")
+    probes = [run.path for run in planning.plan(reference) if run.stage == "35_probe"]
+    share = paths.share
+    monkeypatch.setattr(paths, "share", lambda *parts: tmp_path.joinpath(*parts) if parts[:2] == ("data", "reference") else share(*parts))
+    for path in probes:
+        (committed / path).mkdir(parents=True)
+        for name in ("predictions.csv", "transferability.csv"):
+            (committed / path / name).write_text("")
+    runs = {run.path: run for run in planning.plan(planning.read_study("smoke"))}
+    run = runs["50_ablation_half_cells/reference"]
+    assert wanted.reads == ["35_probe/*"] and not run.needs and len(run.files) == 2 * len(probes)
+    assert run.parameters["study"] == "smoke" and run.parameters["simulated"] is False and "40_transferability/reference" not in runs
+    (committed / probes[0] / "predictions.csv").unlink()
+    assert "50_ablation_half_cells/reference" not in {run.path for run in planning.plan(planning.read_study("smoke"))}
