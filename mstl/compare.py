@@ -130,7 +130,7 @@ class Facts:
     settings: Settings
     tests: Mapping[str, bool] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
-    events: Mapping[str, int] = field(default_factory=dict)
+    events: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # class sizes of each target
 
     @classmethod
     def of(cls, table: pd.DataFrame, settings: Settings) -> Facts:
@@ -140,7 +140,8 @@ class Facts:
         groups = len(images.drop_duplicates(["target", "variant", "group"]))
         return cls(blocks, tuple(comparison.models(table)), len(table), len(images), groups, groups < len(images),
                    images.loc[images["center"] != "", "center"].nunique(), int(blocks["classes"].str.split(", ").str.len().max()),
-                   bool((table["split"] == "val").any()), settings.reference, settings, events=images["y_true"].value_counts().to_dict())
+                   bool((table["split"] == "val").any()), settings.reference, settings,
+                   events={target: part["y_true"].value_counts().to_dict() for target, part in images.groupby("target", sort=False)})
 
     def with_results(self, tables: Mapping[tuple[str, str], pd.DataFrame]) -> Facts:
         parts = tables.get(("60_comparison", "subgroups"))
@@ -172,8 +173,9 @@ class Facts:
             out.append("The table has no validation rows (split = val). Thresholds were chosen on the test images themselves, which is optimistic, "
                        "label metrics use a cut of one half, and nothing could be recalibrated.")
         if (self.blocks["chains"] == 1).all():
-            out.append("Each model was trained once, or the table does not tell its trainings apart (column seed): the intervals hold the draw of "
-                       "patients and not the luck of a training run.")
+            once = "Each model was trained once in each fold" if (self.blocks["folds"] > 1).any() else "Each model was trained once"
+            out.append(f"{once}, or the table does not tell its trainings apart (column seed): the intervals hold the draw of patients and not the "
+                       "luck of a training run.")
         if self.classes > 2:
             last = self.settings.positive or "the last class of the table"
             out.append(f"There are more than two classes. Operating points, calibration and decision curves are for {last} against the rest.")
@@ -188,7 +190,8 @@ def methods(facts: Facts) -> str:
     s, percent = facts.settings, f"{facts.settings.level:.0%}"
     parts = [f"We compared {len(facts.models)} models ({', '.join(facts.models)}) on {facts.n_images:,} test images"
              + (f" of {facts.n_groups:,} groups" if facts.clustered else "") + (f" from {facts.centers} centers" if facts.centers > 1 else "") + ".",
-             "Class sizes were " + ", ".join(f"{name} {count:,}" for name, count in facts.events.items()) + "."]
+             "Class sizes were " + "; ".join((f"{target}: " if target else "") + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+                                             for target, sizes in facts.events.items()) + "."]
     auc = "the mean one-against-the-rest area under the ROC curve (AUC)" if facts.classes > 2 else "the area under the ROC curve (AUC)"
     contrast = f"each other model minus {facts.reference}" if facts.reference else "mstl minus ctl"
     if facts.cells > 1:
@@ -216,7 +219,9 @@ def methods(facts: Facts) -> str:
     again = ", before and after recalibration (logistic, fitted on validation images)" if facts.validated else ""
     parts.append(f"Calibration was described by slope, intercept, calibration-in-the-large, Brier score, expected calibration error, tenths of predicted risk and Spiegelhalter's z{again}.")
     if facts.parts:
-        parts.append(f"Results are also given by {' and '.join(facts.parts)}" + (", and with groups in place of images" if facts.tests.get("groups") else "") + ".")
+        parts.append(f"Results are also given by {' and '.join(facts.parts)}.")
+    if facts.tests.get("groups"):
+        parts.append("The primary comparison was repeated with groups in place of images, by the highest score of a group.")
     for test in ("Cochran's Q", "Friedman"):
         if facts.tests.get(test):
             parts.append(f"{test} test compared all models at once." if test == "Friedman" else "Cochran's Q compared the shares of right calls of all models at once.")
