@@ -30,10 +30,16 @@ def simulate(patients: int = 420, seed: int = 20) -> pd.DataFrame:
     number = np.concatenate([np.arange(n) for n in images])
     seen = 1.5 * (2.0 * malignant - 1)[who] + rng.normal(0, 1.0, patients)[who] + rng.normal(0, 0.6, len(who))
     seen += rng.normal(0, 0.9, len(who)) * east[who]
-    known = pd.DataFrame({
-        "image_id": [f"p{p:03d}-{n + 1}" for p, n in zip(who, number, strict=True)], "patient": [f"p{p:03d}" for p in who],
-        "center": np.where(east[who], "east", "west"), "sex": np.where(rng.random(patients) < 0.97, "female", "male")[who],
-        "split": np.where(np.arange(patients) < 150, "val", "test")[who], "y_true": np.where(malignant[who], "malignant", "benign")})
+    known = pd.DataFrame(
+        {
+            "image_id": [f"p{p:03d}-{n + 1}" for p, n in zip(who, number, strict=True)],
+            "patient": [f"p{p:03d}" for p in who],
+            "center": np.where(east[who], "east", "west"),
+            "sex": np.where(rng.random(patients) < 0.97, "female", "male")[who],
+            "split": np.where(np.arange(patients) < 150, "val", "test")[who],
+            "y_true": np.where(malignant[who], "malignant", "benign"),
+        }
+    )
     shared = rng.normal(size=len(who))
     tables = []
     for name, (sharpness, noise, exaggeration) in MODELS.items():

@@ -35,8 +35,18 @@ class Comparison:
     curves: pd.DataFrame
 
 
-def compare(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", metric: str = "auc",
-            family: Sequence[str] = (), threshold: str = "validation", level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare(
+    table: pd.DataFrame,
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    *,
+    reference: str = "",
+    metric: str = "auc",
+    family: Sequence[str] = (),
+    threshold: str = "validation",
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
     """Everything at once; arguments as in the functions named after the parts."""
     settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed)
     found = [_evaluate(key, block, settings, {"arms", "differences", "curves"}) for key, block in each(table)]
@@ -48,14 +58,24 @@ def blocks(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, block in each(table):
         test = block[block["split"] == "test"]
-        rows.append(key | {"models": ", ".join(models(block)), "classes": ", ".join(predictions.classes(block)),
-                           "images": test["image_id"].nunique(), "groups": test["group"].nunique(),
-                           "chains": test["seed"].nunique(), "folds": test["fold"].nunique(),
-                           "fits": len(test[["model", "seed", "fold"]].drop_duplicates())})
+        rows.append(
+            key
+            | {
+                "models": ", ".join(models(block)),
+                "classes": ", ".join(predictions.classes(block)),
+                "images": test["image_id"].nunique(),
+                "groups": test["group"].nunique(),
+                "chains": test["seed"].nunique(),
+                "folds": test["fold"].nunique(),
+                "fits": len(test[["model", "seed", "fold"]].drop_duplicates()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def arms(table: pd.DataFrame, *, threshold: str = "validation", level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def arms(
+    table: pd.DataFrame, *, threshold: str = "validation", level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
     """Every metric of every model: the mean over chains and folds of the value within a fold, with its interval.
 
     ``threshold``: "validation" puts the cut of the label metrics where Youden's index is largest on the validation images of
@@ -69,9 +89,18 @@ def arms(table: pd.DataFrame, *, threshold: str = "validation", level: float = 0
     return _frame([_evaluate(key, block, settings, {"arms"}) for key, block in each(table)], "arms")
 
 
-def differences(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", metric: str = "auc",
-                family: Sequence[str] = (), threshold: str = "validation", level: float = 0.95, n_resamples: int = 2000,
-                seed: int = 0) -> pd.DataFrame:
+def differences(
+    table: pd.DataFrame,
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    *,
+    reference: str = "",
+    metric: str = "auc",
+    family: Sequence[str] = (),
+    threshold: str = "validation",
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Within-fold differences of every pair of models of a block, the primary ones first.
 
     Primary is the ``contrast`` (first minus second), or with a ``reference`` every other model minus it; where the models of
@@ -83,7 +112,9 @@ def differences(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), 
     sd_chains, counts, note, family.
     """
     settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed)
-    return _adjusted(_frame([_evaluate(key, block, settings, {"differences"}) for key, block in each(table)], "differences"), family)
+    return _adjusted(
+        _frame([_evaluate(key, block, settings, {"differences"}) for key, block in each(table)], "differences"), family
+    )
 
 
 def curves(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -98,7 +129,9 @@ def curves(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2000,
     return _frame([_evaluate(key, block, settings, {"curves"}) for key, block in each(table)], "curves")
 
 
-def one_test_set(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", level: float = 0.95) -> pd.DataFrame:
+def one_test_set(
+    table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", level: float = 0.95
+) -> pd.DataFrame:
     """DeLong's test of each primary contrast on each single test set: one pair of models, one chain, one fold a row.
 
     The rows of a block share images or training data, so their p-values must not be combined. Clustered (Obuchowski) where a
@@ -117,18 +150,47 @@ def one_test_set(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"),
                 grouped = len(set(groups)) < len(groups)
                 known = {"auc_a": None, "auc_b": None, "difference": None, "low": None, "high": None, "p": None, "note": ""}
                 try:
-                    test = roc.delong_test(cell.y, both.scores[a][cell.rows], both.scores[b][cell.rows], groups=groups if grouped else None, level=level)
-                    known = {"auc_a": test.auc_a, "auc_b": test.auc_b, "difference": test.difference, "low": test.low, "high": test.high,
-                             "p": test.p_value, "note": test.note}
+                    test = roc.delong_test(
+                        cell.y,
+                        both.scores[a][cell.rows],
+                        both.scores[b][cell.rows],
+                        groups=groups if grouped else None,
+                        level=level,
+                    )
+                    known = {
+                        "auc_a": test.auc_a,
+                        "auc_b": test.auc_b,
+                        "difference": test.difference,
+                        "low": test.low,
+                        "high": test.high,
+                        "p": test.p_value,
+                        "note": test.note,
+                    }
                 except MstlError as absent:
                     known["note"] = str(absent)
-                rows.append(key | {"contrast": f"{a} − {b}", "seed": cell.seed, "fold": cell.fold} | known
-                            | {"n_images": len(cell.rows), "n_groups": len(set(groups)), "variance": "clustered" if grouped else "plain"})
+                rows.append(
+                    key
+                    | {"contrast": f"{a} − {b}", "seed": cell.seed, "fold": cell.fold}
+                    | known
+                    | {
+                        "n_images": len(cell.rows),
+                        "n_groups": len(set(groups)),
+                        "variance": "clustered" if grouped else "plain",
+                    }
+                )
     return pd.DataFrame(rows)
 
 
-def subgroups(table: pd.DataFrame, by: str = "center", contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "",
-              level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def subgroups(
+    table: pd.DataFrame,
+    by: str = "center",
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    *,
+    reference: str = "",
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """AUC of every model, and the primary differences, in each part of the test images: by center, or by a column of one's own.
 
     A part in which some fold lacks a class has no such AUC; its rows say so. Nothing is given where a block has one part only.
@@ -137,7 +199,9 @@ def subgroups(table: pd.DataFrame, by: str = "center", contrast: Sequence[str] =
     n_images, n_groups, note.
     """
     if by not in table.columns:
-        raise MstlError(f"There is no column '{by}' in the table to show results by: name one of its columns, for example center.")
+        raise MstlError(
+            f"There is no column '{by}' in the table to show results by: name one of its columns, for example center."
+        )
     rows = []
     settings = _Settings(tuple(contrast), reference, level=level, n_resamples=n_resamples, seed=seed)
     for key, block in each(table):
@@ -149,12 +213,29 @@ def subgroups(table: pd.DataFrame, by: str = "center", contrast: Sequence[str] =
             try:
                 found = _evaluate(key, part, settings, {"arms", "differences"}, only_auc=True)
             except MstlError as absent:
-                rows.append(common | {"quantity": "all models", "kind": "AUC", "estimate": None, "low": None, "high": None,
-                                      "n_images": part["image_id"].nunique(), "n_groups": part["group"].nunique(), "note": str(absent)})
+                rows.append(
+                    common
+                    | {
+                        "quantity": "all models",
+                        "kind": "AUC",
+                        "estimate": None,
+                        "low": None,
+                        "high": None,
+                        "n_images": part["image_id"].nunique(),
+                        "n_groups": part["group"].nunique(),
+                        "note": str(absent),
+                    }
+                )
                 continue
-            shown = [(r, r["model"], "AUC") for r in found["arms"]] + [(r, r["contrast"], "difference") for r in found["differences"] if r["primary"]]
-            rows += [common | {"quantity": name, "kind": kind} | {c: r[c] for c in ("estimate", "low", "high", "n_images", "n_groups", "note")}
-                     for r, name, kind in shown]
+            shown = [(r, r["model"], "AUC") for r in found["arms"]] + [
+                (r, r["contrast"], "difference") for r in found["differences"] if r["primary"]
+            ]
+            rows += [
+                common
+                | {"quantity": name, "kind": kind}
+                | {c: r[c] for c in ("estimate", "low", "high", "n_images", "n_groups", "note")}
+                for r, name, kind in shown
+            ]
     return pd.DataFrame(rows)
 
 
@@ -177,7 +258,11 @@ def by_group(table: pd.DataFrame) -> pd.DataFrame:
             test = test[test.groupby(keys)["y_true"].transform("nunique") == 1]
             merged = test.groupby(keys, sort=False).agg({**dict.fromkeys(columns, "mean"), "y_true": "first"})
         else:
-            merged = test.assign(y_true=test["y_true"] == names[1]).groupby(keys, sort=False).agg({columns[1]: "max", "y_true": "any"})
+            merged = (
+                test.assign(y_true=test["y_true"] == names[1])
+                .groupby(keys, sort=False)
+                .agg({columns[1]: "max", "y_true": "any"})
+            )
             merged[columns[0]] = 1 - merged[columns[1]]
             merged["y_true"] = np.where(merged["y_true"], names[1], names[0])
         parts.append(merged.reset_index().assign(split="test", image_id=lambda rows: rows["group"]))
@@ -206,18 +291,38 @@ def several(table: pd.DataFrame, arm_rows: pd.DataFrame, *, threshold: str = "va
             rows.append(common | {"note": "not given: images of one group are not independent"})
         else:
             all_models = align(block, names)
-            right = np.stack([_called(all_models, name, _cuts(block, name, threshold)) == all_models.truth for name in names], axis=1)
+            right = np.stack(
+                [_called(all_models, name, _cuts(block, name, threshold)) == all_models.truth for name in names], axis=1
+            )
             q = paired.cochran_q(right)
-            rows.append(common | {"statistic": q.statistic, "df": q.degrees_of_freedom, "p": q.p_value, "n": q.n, "note": q.note})
+            rows.append(
+                common | {"statistic": q.statistic, "df": q.degrees_of_freedom, "p": q.p_value, "n": q.n, "note": q.note}
+            )
     auc = arm_rows[(arm_rows["metric"] == "AUC") & arm_rows["estimate"].notna()] if len(arm_rows) else arm_rows
     if arm_rows["model"].nunique() > 2:
         wide = auc.pivot_table(index=BLOCK, columns="model", values="estimate", sort=False).dropna()
-        common = dict.fromkeys(BLOCK, "") | {"test": "Friedman", "statistic": None, "df": None, "p": None, "n": wide.index.get_level_values("target").nunique()}
+        common = dict.fromkeys(BLOCK, "") | {
+            "test": "Friedman",
+            "statistic": None,
+            "df": None,
+            "p": None,
+            "n": wide.index.get_level_values("target").nunique(),
+        }
         if common["n"] < ranks.FEWEST_BLOCKS:
-            return pd.DataFrame([*rows, common | {"note": f"not given: it takes at least {ranks.FEWEST_BLOCKS} data sets with all models, the table has {common['n']}"}])
+            return pd.DataFrame(
+                [
+                    *rows,
+                    common
+                    | {
+                        "note": f"not given: it takes at least {ranks.FEWEST_BLOCKS} data sets with all models, the table has {common['n']}"
+                    },
+                ]
+            )
         try:
             found = ranks.friedman(wide.groupby("target").mean())
-            rows.append(common | {"statistic": found.statistic, "df": found.n_models - 1, "p": found.p_value, "note": found.note})
+            rows.append(
+                common | {"statistic": found.statistic, "df": found.n_models - 1, "p": found.p_value, "note": found.note}
+            )
         except MstlError as absent:
             rows.append(common | {"note": f"not given: {absent}"})
     return pd.DataFrame(rows)
@@ -248,8 +353,13 @@ def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     return out.set_index(telling(rows) + ["contrast"])
 
 
-def beside(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame, titles: Mapping[str, str], contrast: Sequence[str] = ("mstl", "ctl"),
-           reference: str = "") -> pd.DataFrame:
+def beside(
+    arm_rows: pd.DataFrame,
+    difference_rows: pd.DataFrame,
+    titles: Mapping[str, str],
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    reference: str = "",
+) -> pd.DataFrame:
     """One row a model: its AUC, its paired difference to the reference of its block, and that difference in words with its p-value.
 
     Columns: label, model, estimate, low, high, difference, difference_low, difference_high, text.
@@ -261,8 +371,17 @@ def beside(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame, titles: Mappin
         block = difference_rows[(difference_rows[BLOCK] == [row.target, row.variant, row.backbone]).all(axis=1)]
         names = list(auc.loc[(auc[BLOCK] == [row.target, row.variant, row.backbone]).all(axis=1), "model"])
         base = _pairs(names, tuple(contrast), reference)[0][0][1] if len(names) > 1 else row.model
-        known = {"label": row.label, "model": row.model, "estimate": row.estimate, "low": row.low, "high": row.high,
-                 "difference": None, "difference_low": None, "difference_high": None, "text": "reference" if row.model == base else ""}
+        known = {
+            "label": row.label,
+            "model": row.model,
+            "estimate": row.estimate,
+            "low": row.low,
+            "high": row.high,
+            "difference": None,
+            "difference_low": None,
+            "difference_high": None,
+            "text": "reference" if row.model == base else "",
+        }
         for sign, a, b in ((1, row.model, base), (-1, base, row.model)):
             one = block[(block["model"] == a) & (block["reference"] == b)]
             if len(one):
@@ -270,24 +389,38 @@ def beside(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame, titles: Mappin
                 ends = [None if pd.isna(v) else sign * v for v in (one["estimate"], one["low"], one["high"])]
                 d, low, high = ends if sign > 0 else (ends[0], ends[2], ends[1])
                 p = f"p {p_value(one['p_holm'])} (Holm)" if one["family"] else "exploratory"
-                known |= {"difference": d, "difference_low": low, "difference_high": high,
-                          "text": f"{interval(d, low, high, 3, sign='+').replace(' to ', ', ')} {p.replace('p < ', 'p<')}"}
+                known |= {
+                    "difference": d,
+                    "difference_low": low,
+                    "difference_high": high,
+                    "text": f"{interval(d, low, high, 3, sign='+').replace(' to ', ', ')} {p.replace('p < ', 'p<')}",
+                }
         rows.append(known)
     return pd.DataFrame(rows)
 
 
-def leading(arm_rows: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", limit: int = 6) -> list[str]:
+def leading(
+    arm_rows: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", limit: int = 6
+) -> list[str]:
     """The models that a figure can show legibly: those of the primary contrast, or the reference, and then by mean AUC."""
     names = list(dict.fromkeys(arm_rows["model"]))
     if len(names) <= limit:
         return names
     mean = arm_rows[arm_rows["metric"] == "AUC"].groupby("model")["estimate"].mean().sort_values(ascending=False)
     first = [reference or names[0]] if reference or not set(contrast) <= set(names) else list(contrast)
-    return [name for name in names if name in {*first, *[m for m in mean.index if m not in first][:limit - len(first)]}]
+    return [name for name in names if name in {*first, *[m for m in mean.index if m not in first][: limit - len(first)]}]
 
 
-def answer(rows: pd.DataFrame, *, margin: float, titles: Mapping[str, str] | None = None, simulated: bool = False, own: bool = False,
-           metric: str = "auc", level: float = 0.95) -> str:
+def answer(
+    rows: pd.DataFrame,
+    *,
+    margin: float,
+    titles: Mapping[str, str] | None = None,
+    simulated: bool = False,
+    own: bool = False,
+    metric: str = "auc",
+    level: float = 0.95,
+) -> str:
     """The primary differences in words of a fixed, hedged form, generated from their numbers alone.
 
     A difference is "higher" or "lower" when its Holm-adjusted p-value is below 1 − level and its interval excludes zero, "equivalent"
@@ -303,7 +436,13 @@ def answer(rows: pd.DataFrame, *, margin: float, titles: Mapping[str, str] | Non
         parts.append(f"{name}: {interval(row.estimate, row.low, row.high, 3, sign='+')}, {verdict(row, margin, level)}")
     if len(parts) > 8:
         parts = _condensed(own_rows, margin, level)
-    images = "simulated images (which check the machinery, not the claim)" if simulated else "the images of this table" if own else "real images"
+    images = (
+        "simulated images (which check the machinery, not the claim)"
+        if simulated
+        else "the images of this table"
+        if own
+        else "real images"
+    )
     first = "" if several else f", {own_rows['contrast'].iloc[0]}," if len(own_rows) else ""
     one = len(own_rows) > 0 and "n_chains" in own_rows and (own_rows["n_chains"] == 1).all()
     more = " One chain: these intervals hold the draw of patients, not the luck of a training run." if one and not own else ""
@@ -318,7 +457,11 @@ def _condensed(rows: pd.DataFrame, margin: float, level: float) -> list[str]:
     out = []
     for words, found in said.items():
         most = max(found, key=lambda row: abs(row.estimate))
-        example = f" (the largest: {most.contrast}, {interval(most.estimate, most.low, most.high, 3, sign='+')})" if words in ("higher", "lower") else ""
+        example = (
+            f" (the largest: {most.contrast}, {interval(most.estimate, most.low, most.high, 3, sign='+')})"
+            if words in ("higher", "lower")
+            else ""
+        )
         out.append(f"of {len(rows)} differences {len(found)}: {words}{example}")
     return out
 
@@ -348,15 +491,26 @@ def numbers(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame) -> dict[str, 
 
     for row in arm_rows.itertuples():
         stem = row.metric.lower().replace(" ", "_")
-        out |= {name(stem, row, f"_{row.model}"): row.estimate, name(stem, row, f"_{row.model}_low"): row.low,
-                name(stem, row, f"_{row.model}_high"): row.high, name("n_test", row): row.n_images, name("n_groups", row): row.n_groups}
+        out |= {
+            name(stem, row, f"_{row.model}"): row.estimate,
+            name(stem, row, f"_{row.model}_low"): row.low,
+            name(stem, row, f"_{row.model}_high"): row.high,
+            name("n_test", row): row.n_images,
+            name("n_groups", row): row.n_groups,
+        }
     seen = set()
     for row in difference_rows[difference_rows["primary"]].itertuples():
         block = (row.target, row.variant, row.backbone)
         which = f"_{row.model}" if block in seen else ""
         seen.add(block)
-        out |= {name("diff", row, which): row.estimate, name("diff", row, f"{which}_low"): row.low, name("diff", row, f"{which}_high"): row.high,
-                name("p", row, which): row.p, name("p_holm", row, which): row.p_holm, name("detectable", row, which): row.detectable}
+        out |= {
+            name("diff", row, which): row.estimate,
+            name("diff", row, f"{which}_low"): row.low,
+            name("diff", row, f"{which}_high"): row.high,
+            name("p", row, which): row.p,
+            name("p_holm", row, which): row.p_holm,
+            name("detectable", row, which): row.detectable,
+        }
     return {k: (int(v) if k.startswith("n_") else float(v)) for k, v in out.items() if v is not None and pd.notna(v)}
 
 
@@ -404,34 +558,44 @@ def align(block: pd.DataFrame, names: Sequence[str], seeds: Collection[int] | No
     for name, part in zip(names, parts, strict=True):
         if not len(part) or len(part) != len(parts[0]) or not (keys[:, part] == keys[:, parts[0]]).all():
             where = ", ".join(str(block[k].iloc[0]) for k in BLOCK if block[k].iloc[0])
-            raise MstlError(f"{name} and {names[0]} do not cover the same images in the same chains and folds ({where or 'the table'}: {len(part)} and "
-                            f"{len(parts[0])} test rows), so they cannot be compared in pairs: give both models' predictions on every test image.")
+            raise MstlError(
+                f"{name} and {names[0]} do not cover the same images in the same chains and folds ({where or 'the table'}: {len(part)} and "
+                f"{len(parts[0])} test rows), so they cannot be compared in pairs: give both models' predictions on every test image."
+            )
     rows = test.iloc[parts[0]]
     y, group, n_classes = truth(rows, block), rows["group"].to_numpy(), len(predictions.classes(block))
     shared = chains.Block(y, n_classes=n_classes, seed=rows["seed"].to_numpy(), fold=rows["fold"].to_numpy(), group=group)
     return Aligned(shared, y, group, {name: score(test.iloc[part], block) for name, part in zip(names, parts, strict=True)})
 
 
-def cuts(block: pd.DataFrame, model: str, *, rule: str = "youden", at: float = 0.90, split: str = "val") -> dict[tuple[int, int], float]:
+def cuts(
+    block: pd.DataFrame, model: str, *, rule: str = "youden", at: float = 0.90, split: str = "val"
+) -> dict[tuple[int, int], float]:
     """The threshold that a rule chooses in each chain and fold of one model, on the rows of ``split`` of a binary block."""
     return thresholds(block[(block["model"] == model) & (block["split"] == split)], block, (rule,), at=at)[rule]
 
 
-def thresholds(rows: pd.DataFrame, block: pd.DataFrame, rules: Sequence[str], *, at: float = 0.90) -> dict[str, dict[tuple[int, int], float]]:
+def thresholds(
+    rows: pd.DataFrame, block: pd.DataFrame, rules: Sequence[str], *, at: float = 0.90
+) -> dict[str, dict[tuple[int, int], float]]:
     """The threshold of each rule in each chain and fold of ``rows``, those of one model and split."""
     y, s = truth(rows, block), score(rows, block)
     out: dict[str, dict[tuple[int, int], float]] = {rule: {} for rule in rules}
     for cell, part in rows.groupby(["seed", "fold"]).indices.items():
         if len(np.unique(y[part])) < 2:
             one = rows.iloc[part[0]]
-            raise MstlError(f"The {one['split']} rows of model '{one['model']}' (seed {cell[0]}, fold {cell[1]}) hold class '{one['y_true']}' only, so no threshold can "
-                            "be fixed on them: give images of both classes there, or leave these rows out.")
+            raise MstlError(
+                f"The {one['split']} rows of model '{one['model']}' (seed {cell[0]}, fold {cell[1]}) hold class '{one['y_true']}' only, so no threshold can "
+                "be fixed on them: give images of both classes there, or leave these rows out."
+            )
         for rule in rules:
             out[rule][cell] = roc.choose_threshold(y[part], s[part], rule=rule, at=at)
     return out
 
 
-def primary_pairs(names: Sequence[str], contrast: Sequence[str] = ("mstl", "ctl"), reference: str = "") -> list[tuple[str, str]]:
+def primary_pairs(
+    names: Sequence[str], contrast: Sequence[str] = ("mstl", "ctl"), reference: str = ""
+) -> list[tuple[str, str]]:
     """The pairs (a, b) whose difference a − b is primary."""
     return _pairs(list(names), tuple(contrast), reference)[0]
 
@@ -459,7 +623,9 @@ def lean(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
             out[name] = [p_value(v) for v in out[name]]
         elif name in ("n", "df", *_COUNTS):
             out[name] = ["none" if pd.isna(v) else f"{int(v):,}" for v in out[name]]
-        elif pd.api.types.is_float_dtype(out[name]) or (out[name].dtype == object and all(v is None or isinstance(v, float) for v in out[name])):
+        elif pd.api.types.is_float_dtype(out[name]) or (
+            out[name].dtype == object and all(v is None or isinstance(v, float) for v in out[name])
+        ):
             out[name] = ["none" if pd.isna(v) else f"{v:.3f}".replace("-", "−") for v in out[name]]
     if "note" in out and not out["note"].fillna("").any():
         out = out.drop(columns="note")
@@ -473,7 +639,7 @@ def intervals(rows: pd.DataFrame, digits: int = 3, sign: str = "") -> list[str]:
 
 
 def interval(estimate: float | None, low: float | None, high: float | None, digits: int, sign: str = "") -> str:
-    """"0.873 (0.842 to 0.899)", or in words that there is none."""
+    """ "0.873 (0.842 to 0.899)", or in words that there is none."""
     if estimate is None or pd.isna(estimate):
         return "not defined"
     if low is None or pd.isna(low):
@@ -501,7 +667,9 @@ class _Settings:
     seed: int = 0
 
 
-def _evaluate(key: Mapping[str, str], block: pd.DataFrame, settings: _Settings, parts: Collection[str], *, only_auc: bool = False) -> dict[str, list[dict]]:
+def _evaluate(
+    key: Mapping[str, str], block: pd.DataFrame, settings: _Settings, parts: Collection[str], *, only_auc: bool = False
+) -> dict[str, list[dict]]:
     """The rows of the wanted ``parts`` of one block. Models with the same chains are resampled together."""
     names = models(block)
     primary, pairs = _pairs(names, settings.contrast, settings.reference)
@@ -518,7 +686,9 @@ def _evaluate(key: Mapping[str, str], block: pd.DataFrame, settings: _Settings, 
         aligned = align(block, [name for name in names if name in members], chain_set)
         here = [name for name in names if own.get(name) == chain_set]
         here_pairs = [(a, b) for a, b in wanted if seeds[a] & seeds[b] == chain_set]
-        statistics = _statistics(block, aligned, settings, parts, only_auc, here, {name for pair in here_pairs for name in pair})
+        statistics = _statistics(
+            block, aligned, settings, parts, only_auc, here, {name for pair in here_pairs for name in pair}
+        )
         resampled = aligned.block.resample(statistics, settings.n_resamples, settings.seed)
         if "arms" in parts:
             found["arms"] |= {name: _arm_rows(key, name, aligned, resampled, settings) for name in here}
@@ -530,7 +700,9 @@ def _evaluate(key: Mapping[str, str], block: pd.DataFrame, settings: _Settings, 
     return {part: [row for item in order[part] for row in found[part].get(item, [])] for part in parts}
 
 
-def _statistics(block, aligned: Aligned, settings: _Settings, parts: Collection[str], only_auc: bool, own: list[str], paired_too: set[str]) -> dict:
+def _statistics(
+    block, aligned: Aligned, settings: _Settings, parts: Collection[str], only_auc: bool, own: list[str], paired_too: set[str]
+) -> dict:
     shared, out = aligned.block, {}
     wide = next(iter(aligned.scores.values())).ndim == 2
     n_classes = len(predictions.classes(block))
@@ -542,7 +714,9 @@ def _statistics(block, aligned: Aligned, settings: _Settings, parts: Collection[
             out[name, settings.metric] = shared.metric(settings.metric, values, cut)
         if "arms" in parts and name in own and not only_auc:
             called = values.argmax(axis=1) if wide else values >= _by_row(shared, cut)
-            out[name, "labels"] = shared.each(lambda cell, called=called: chains.Labels.of(_LABELS, cell, called[cell.rows], n_classes))
+            out[name, "labels"] = shared.each(
+                lambda cell, called=called: chains.Labels.of(_LABELS, cell, called[cell.rows], n_classes)
+            )
         if ("curves" in parts or ("arms" in parts and not wide and not only_auc)) and name in own:
             out[name, "curves"] = shared.each(lambda cell, s=values: _curves(cell, s[cell.rows]))
     return out
@@ -566,7 +740,13 @@ def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _S
         known = {"estimate": None, "low": None, "high": None, "sd_chains": None} | dict.fromkeys(_COUNTS) | {"note": ""}
         try:
             one = aligned.block.summary(of, level=settings.level, bounds=(0.0, 1.0), what=metric)
-            known |= {"estimate": one.estimate, "low": one.low, "high": one.high, "sd_chains": one.sd_chains, "note": one.note} | counts
+            known |= {
+                "estimate": one.estimate,
+                "low": one.low,
+                "high": one.high,
+                "sd_chains": one.sd_chains,
+                "note": one.note,
+            } | counts
         except MstlError as absent:  # for example precision where no image is called positive: said, not guessed
             known |= counts | {"note": str(absent)}
         rows.append(key | {"model": name, "metric": METRICS.get(metric, metric.replace("_", " "))} | known)
@@ -578,8 +758,21 @@ def _curve_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: 
     share = float(np.mean(aligned.truth == aligned.truth.max())) if block.y.dtype == bool else None
     for kind, part in (("roc", chains.ROC), ("pr", chains.PRECISION)):
         mean, low, high = block.band(resampled[name, "curves"][part], level=settings.level)
-        rows += [key | {"model": name, "curve": kind, "x": x, "y": y, "low": lo, "high": hi, "cells": len(block.places), "prevalence": share}
-                 for x, y, lo, hi in zip(chains.GRID, mean, low, high, strict=True) if kind == "roc" or x > 0]
+        rows += [
+            key
+            | {
+                "model": name,
+                "curve": kind,
+                "x": x,
+                "y": y,
+                "low": lo,
+                "high": hi,
+                "cells": len(block.places),
+                "prevalence": share,
+            }
+            for x, y, lo, hi in zip(chains.GRID, mean, low, high, strict=True)
+            if kind == "roc" or x > 0
+        ]
     return rows
 
 
@@ -587,9 +780,26 @@ def _difference_row(key, a: str, b: str, primary: bool, aligned: Aligned, resamp
     one, two = resampled[a, settings.metric], resampled[b, settings.metric]
     same = np.array_equal(aligned.scores[a], aligned.scores[b])
     result = aligned.block.summary(one - two, level=settings.level, bounds=(-1.0, 1.0), identical=same, what=settings.metric)
-    return key | {"contrast": f"{a} − {b}", "model": a, "reference": b, "primary": primary, "estimate": result.estimate, "low": result.low,
-                  "high": result.high, "p": result.p_value, "p_holm": None, "detectable": result.detectable, "mean_a": float(one.at.mean()),
-                  "mean_b": float(two.at.mean()), "sd_chains": result.sd_chains} | {c: aligned.block.counts[c] for c in _COUNTS} | {"note": result.note}
+    return (
+        key
+        | {
+            "contrast": f"{a} − {b}",
+            "model": a,
+            "reference": b,
+            "primary": primary,
+            "estimate": result.estimate,
+            "low": result.low,
+            "high": result.high,
+            "p": result.p_value,
+            "p_holm": None,
+            "detectable": result.detectable,
+            "mean_a": float(one.at.mean()),
+            "mean_b": float(two.at.mean()),
+            "sd_chains": result.sd_chains,
+        }
+        | {c: aligned.block.counts[c] for c in _COUNTS}
+        | {"note": result.note}
+    )
 
 
 def _frame(found: Sequence[Mapping[str, list[dict]]], part: str) -> pd.DataFrame:
@@ -598,7 +808,9 @@ def _frame(found: Sequence[Mapping[str, list[dict]]], part: str) -> pd.DataFrame
 
 def _adjusted(rows: pd.DataFrame, family: Sequence[str]) -> pd.DataFrame:
     if not len(rows):
-        raise MstlError("The table has one model in every block, so there is nothing to compare: give predictions of two models on the same images.")
+        raise MstlError(
+            "The table has one model in every block, so there is nothing to compare: give predictions of two models on the same images."
+        )
     rows["family"] = rows["primary"] & (rows["target"].isin(list(family)) if len(family) else True)
     tested = rows["family"] & rows["p"].notna()
     rows["p_holm"] = rows["p_holm"].astype(object)
@@ -610,12 +822,14 @@ def _adjusted(rows: pd.DataFrame, family: Sequence[str]) -> pd.DataFrame:
 def _pairs(names: list[str], contrast: tuple[str, ...], reference: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The primary pairs (a, b) for a − b, and all pairs with them first; of the others the later model comes first."""
     if reference and reference not in names:
-        raise MstlError(f"The reference '{reference}' is not among the models of the table ({', '.join(names)}): name one of them.")
+        raise MstlError(
+            f"The reference '{reference}' is not among the models of the table ({', '.join(names)}): name one of them."
+        )
     if reference or not set(contrast) <= set(names):
         primary = [(name, reference or names[0]) for name in names if name != (reference or names[0])]
     else:
         primary = [tuple(contrast)]
-    rest = [(b, a) for i, a in enumerate(names) for b in names[i + 1:] if (a, b) not in primary and (b, a) not in primary]
+    rest = [(b, a) for i, a in enumerate(names) for b in names[i + 1 :] if (a, b) not in primary and (b, a) not in primary]
     return primary, primary + rest
 
 
@@ -636,8 +850,10 @@ def _by_row(block: chains.Block, cut: Mapping[tuple, float] | float) -> np.ndarr
     out = np.empty(len(block.y))
     for cell in block.places:
         if isinstance(cut, Mapping) and (cell.seed, cell.fold) not in cut:
-            raise MstlError(f"Chain {cell.seed}, fold {cell.fold} has no validation rows to fix a threshold on, but others have: "
-                            "give them, or take one half by threshold: half.")
+            raise MstlError(
+                f"Chain {cell.seed}, fold {cell.fold} has no validation rows to fix a threshold on, but others have: "
+                "give them, or take one half by threshold: half."
+            )
         out[cell.rows] = cut[cell.seed, cell.fold] if isinstance(cut, Mapping) else cut
     return out
 

@@ -47,7 +47,9 @@ def binary(table: pd.DataFrame, positive: str = "") -> pd.DataFrame:
     for _, block in comparison.each(table):
         names = predictions.classes(block)
         if positive and positive not in names:
-            raise MstlError(f"'{positive}' is no class of the table ({', '.join(names)}): name one of them as the positive class.")
+            raise MstlError(
+                f"'{positive}' is no class of the table ({', '.join(names)}): name one of them as the positive class."
+            )
         last = positive or names[-1]
         rest = next(n for n in names if n != last) if len(names) == 2 else f"not {last}"
         score = block[f"p_{last}"].to_numpy()
@@ -67,8 +69,19 @@ def name(rule: str, at: float = 0.90) -> str:
     return "Youden" if rule == "youden" else f"{rule} ≥ {at:.2f}"
 
 
-def evaluate(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", at: float = 0.90, prevalence: float | None = None,
-             recalibration: str = "platt", thresholds: Sequence[float] | None = None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Operating:
+def evaluate(
+    table: pd.DataFrame,
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    *,
+    reference: str = "",
+    at: float = 0.90,
+    prevalence: float | None = None,
+    recalibration: str = "platt",
+    thresholds: Sequence[float] | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Operating:
     """Operating points, Brier scores and decision curves of every model of a binary table, from one set of resamples.
 
     ``at``: the sensitivity or specificity that two of the rules keep; ``prevalence``: of the population that predictive values,
@@ -83,9 +96,13 @@ def evaluate(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, 
     """
     grid = np.arange(5, 61) / 100 if thresholds is None else np.sort(np.asarray(thresholds, float))
     if not len(grid) or not ((grid > 0) & (grid < 1)).all():
-        raise MstlError("The thresholds of a decision curve must be probabilities strictly between 0 and 1, for example 0.05 to 0.60.")
+        raise MstlError(
+            "The thresholds of a decision curve must be probabilities strictly between 0 and 1, for example 0.05 to 0.60."
+        )
     if prevalence is not None and not 0 < prevalence < 1:
-        raise MstlError(f"The prevalence is {prevalence:g}, but must lie between 0 and 1: give for example 0.05, or none for the table's own.")
+        raise MstlError(
+            f"The prevalence is {prevalence:g}, but must lie between 0 and 1: give for example 0.05, or none for the table's own."
+        )
     parts: dict[str, list] = {field: [] for field in Operating.__dataclass_fields__}
     for key, block in comparison.each(table):
         for names, seeds in _sharing(block):
@@ -95,7 +112,14 @@ def evaluate(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, 
     return Operating(**{field: pd.DataFrame(rows) for field, rows in parts.items()})
 
 
-def mcnemar(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", at: float = 0.90, level: float = 0.95) -> pd.DataFrame:
+def mcnemar(
+    table: pd.DataFrame,
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    *,
+    reference: str = "",
+    at: float = 0.90,
+    level: float = 0.95,
+) -> pd.DataFrame:
     """McNemar's tests of the primary pairs, one test set a row: one rule, choice, chain and fold, among positives, negatives and all.
 
     Among the positives the right calls are compared (sensitivity), among the negatives the right rejections (specificity).
@@ -121,17 +145,48 @@ def mcnemar(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, r
                         groups = both.group[cell.rows]
                         grouped = len(set(groups)) < len(groups)
                         right = [(both.scores[m][cell.rows] >= cut[place]) == cell.y for m, cut in ((a, cut_a), (b, cut_b))]
-                        for compares, inside in (("sensitivity", cell.y), ("specificity", ~cell.y), ("accuracy", np.ones_like(cell.y))):
+                        for compares, inside in (
+                            ("sensitivity", cell.y),
+                            ("specificity", ~cell.y),
+                            ("accuracy", np.ones_like(cell.y)),
+                        ):
                             several = grouped and len(set(groups[inside])) > 1
-                            test = paired.mcnemar(right[0][inside], right[1][inside], groups=groups[inside] if several else None, level=level)
-                            rows.append(key | {"contrast": f"{a} − {b}", "rule": name(rule, at), "chosen_on": chosen, "seed": cell.seed, "fold": cell.fold,
-                                               "compares": compares, "only_a": test.only_a, "only_b": test.only_b, "difference": test.difference,
-                                               "low": test.low, "high": test.high, "p_exact": test.p_exact, "p_corrected": test.p_corrected,
-                                               "p_clustered": test.p_clustered, "n_images": test.n, "n_groups": len(set(groups[inside])), "note": test.note})
+                            test = paired.mcnemar(
+                                right[0][inside], right[1][inside], groups=groups[inside] if several else None, level=level
+                            )
+                            rows.append(
+                                key
+                                | {
+                                    "contrast": f"{a} − {b}",
+                                    "rule": name(rule, at),
+                                    "chosen_on": chosen,
+                                    "seed": cell.seed,
+                                    "fold": cell.fold,
+                                    "compares": compares,
+                                    "only_a": test.only_a,
+                                    "only_b": test.only_b,
+                                    "difference": test.difference,
+                                    "low": test.low,
+                                    "high": test.high,
+                                    "p_exact": test.p_exact,
+                                    "p_corrected": test.p_corrected,
+                                    "p_clustered": test.p_clustered,
+                                    "n_images": test.n,
+                                    "n_groups": len(set(groups[inside])),
+                                    "note": test.note,
+                                }
+                            )
     return pd.DataFrame(rows)
 
 
-def relative_values(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl"), *, reference: str = "", at: float = 0.90, level: float = 0.95) -> pd.DataFrame:
+def relative_values(
+    table: pd.DataFrame,
+    contrast: Sequence[str] = ("mstl", "ctl"),
+    *,
+    reference: str = "",
+    at: float = 0.90,
+    level: float = 0.95,
+) -> pd.DataFrame:
     """Relative predictive values (PPV a / PPV b, and NPV) with the test of their logarithm, for blocks that are one test set.
 
     Columns: target, variant, backbone, contrast, rule, chosen_on, quantity, value_a, value_b, estimate (the ratio), low, high, p, n_images,
@@ -155,10 +210,24 @@ def relative_values(table: pd.DataFrame, contrast: Sequence[str] = ("mstl", "ctl
                     for quantity, test in (("ppv", paired.ppv_test), ("npv", paired.npv_test)):
                         # the ratio's interval and test are analytic; the test's resamples are not used here
                         found = test(y, *called, groups=both.group if grouped else None, level=level, n_resamples=100)
-                        rows.append(key | {"contrast": f"{a} − {b}", "rule": name(rule, at), "chosen_on": chosen, "quantity": f"{quantity} ratio",
-                                           "value_a": found.value_a, "value_b": found.value_b, "estimate": found.ratio, "low": found.ratio_low,
-                                           "high": found.ratio_high, "p": found.ratio_p_value, "n_images": len(y), "n_groups": len(set(both.group)),
-                                           "note": "" if found.ratio is not None else found.note})
+                        rows.append(
+                            key
+                            | {
+                                "contrast": f"{a} − {b}",
+                                "rule": name(rule, at),
+                                "chosen_on": chosen,
+                                "quantity": f"{quantity} ratio",
+                                "value_a": found.value_a,
+                                "value_b": found.value_b,
+                                "estimate": found.ratio,
+                                "low": found.ratio_low,
+                                "high": found.ratio_high,
+                                "p": found.ratio_p_value,
+                                "n_images": len(y),
+                                "n_groups": len(set(both.group)),
+                                "note": "" if found.ratio is not None else found.note,
+                            }
+                        )
     return pd.DataFrame(rows)
 
 
@@ -175,8 +244,11 @@ def calibration(table: pd.DataFrame, *, recalibration: str = "platt", level: flo
             given = aligned.scores[model]
             for form, risk in (("as given", given), (recalibration, _recalibrated(block, model, aligned, recalibration))):
                 for cell in aligned.block.places if risk is not None else ():
-                    rows.append(key | {"model": model, "risks": form, "seed": cell.seed, "fold": cell.fold}
-                                | _calibration_of(cell.y, risk[cell.rows], aligned.group[cell.rows], level))
+                    rows.append(
+                        key
+                        | {"model": model, "risks": form, "seed": cell.seed, "fold": cell.fold}
+                        | _calibration_of(cell.y, risk[cell.rows], aligned.group[cell.rows], level)
+                    )
     return pd.DataFrame(rows)
 
 
@@ -190,16 +262,33 @@ def reliability(table: pd.DataFrame, *, recalibration: str = "platt", n_bins: in
     for key, block in comparison.each(table):
         for model in comparison.models(block):
             aligned = comparison.align(block, [model])
-            for form, risk in (("as given", aligned.scores[model]), (recalibration, _recalibrated(block, model, aligned, recalibration))):
+            for form, risk in (
+                ("as given", aligned.scores[model]),
+                (recalibration, _recalibrated(block, model, aligned, recalibration)),
+            ):
                 if risk is None:
                     continue
-                cells = [calibrations.reliability(cell.y, risk[cell.rows], n_bins=n_bins, level=level) for cell in aligned.block.places]
+                cells = [
+                    calibrations.reliability(cell.y, risk[cell.rows], n_bins=n_bins, level=level)
+                    for cell in aligned.block.places
+                ]
                 every = pd.concat(cells, ignore_index=True)
                 for number, part in every.groupby("bin"):
                     one = len(cells) == 1
-                    rows.append(key | {"model": model, "risks": form, "bin": number, "mean_risk": part["mean_risk"].mean(), "observed": part["observed"].mean(),
-                                       "low": part["low" if one else "observed"].min(), "high": part["high" if one else "observed"].max(),
-                                       "n_images": int(part["n"].sum()), "cells": len(cells)})
+                    rows.append(
+                        key
+                        | {
+                            "model": model,
+                            "risks": form,
+                            "bin": number,
+                            "mean_risk": part["mean_risk"].mean(),
+                            "observed": part["observed"].mean(),
+                            "low": part["low" if one else "observed"].min(),
+                            "high": part["high" if one else "observed"].max(),
+                            "n_images": int(part["n"].sum()),
+                            "cells": len(cells),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
@@ -237,7 +326,9 @@ def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     text = []
     for r in rows.itertuples():
         per = "per 1000" in r.quantity
-        text.append(f"{comparison.interval(r.estimate, r.low, r.high, 0 if per else digits, sign='+')}, p {comparison.p_value(r.p)}")
+        text.append(
+            f"{comparison.interval(r.estimate, r.low, r.high, 0 if per else digits, sign='+')}, p {comparison.p_value(r.p)}"
+        )
     keys = comparison.telling(rows) + ["contrast", "rule"]
     out = rows.assign(text=text).pivot_table(index=keys, columns="quantity", values="text", aggfunc="first", sort=False)
     return out.rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None)
@@ -245,8 +336,16 @@ def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 def thousand(rows: pd.DataFrame) -> pd.DataFrame:
     """The counts per 1000 to look at, one row a rule and model."""
-    shown = rows.assign(text=comparison.intervals(rows, 0), prevalence=[f"{v:.0%}" if v >= 0.1 else f"{v:.1%}" for v in rows["prevalence"]])
-    out = shown.pivot_table(index=[*comparison.telling(rows), "prevalence", "rule", "model"], columns="quantity", values="text", aggfunc="first", sort=False)
+    shown = rows.assign(
+        text=comparison.intervals(rows, 0), prevalence=[f"{v:.0%}" if v >= 0.1 else f"{v:.1%}" for v in rows["prevalence"]]
+    )
+    out = shown.pivot_table(
+        index=[*comparison.telling(rows), "prevalence", "rule", "model"],
+        columns="quantity",
+        values="text",
+        aggfunc="first",
+        sort=False,
+    )
     return out.rename(columns=lambda name: name.replace(" per 1000", "")).rename_axis(columns=None)
 
 
@@ -260,10 +359,17 @@ def calibration_table(rows: pd.DataFrame, brier: pd.DataFrame, digits: int = 2) 
         for quantity, title in (("slope", "slope"), ("intercept", "intercept"), ("in_the_large", "in the large")):
             values = part[quantity].dropna().astype(float)
             ends = (part[f"{quantity}_low"], part[f"{quantity}_high"]) if one else (values.min(), values.max())
-            low, high = (float(v.iloc[0]) if hasattr(v, "iloc") and pd.notna(v.iloc[0]) else v if not hasattr(v, "iloc") else None for v in ends)
+            low, high = (
+                float(v.iloc[0]) if hasattr(v, "iloc") and pd.notna(v.iloc[0]) else v if not hasattr(v, "iloc") else None
+                for v in ends
+            )
             row[title] = comparison.interval(values.mean(), low, high, digits) if len(values) else "not defined"
-        own = brier[(brier[["model", "risks"]] == [row["model"], row["risks"]]).all(axis=1) & (brier["target"] == part["target"].iloc[0])
-                    & (brier["variant"] == part["variant"].iloc[0]) & (brier["backbone"] == part["backbone"].iloc[0])]
+        own = brier[
+            (brier[["model", "risks"]] == [row["model"], row["risks"]]).all(axis=1)
+            & (brier["target"] == part["target"].iloc[0])
+            & (brier["variant"] == part["variant"].iloc[0])
+            & (brier["backbone"] == part["backbone"].iloc[0])
+        ]
         row["Brier"] = comparison.interval(*own[["estimate", "low", "high"]].iloc[0], 3) if len(own) else "not defined"
         row["ECE (by chance)"] = f"{part['ece'].mean():.3f} ({part['ece_expected'].mean():.3f})"
         row["Spiegelhalter p"] = comparison.p_value(part["spiegelhalter_p"].iloc[0]) if one else "one test set only"
@@ -271,7 +377,9 @@ def calibration_table(rows: pd.DataFrame, brier: pd.DataFrame, digits: int = 2) 
     return pd.DataFrame(out).set_index(keys)
 
 
-def sentences(found: Operating, *, at: float = 0.90, titles: Mapping[str, str] | None = None, simulated: bool = False) -> list[str]:
+def sentences(
+    found: Operating, *, at: float = 0.90, titles: Mapping[str, str] | None = None, simulated: bool = False
+) -> list[str]:
     """What the differences say, a sentence a primary pair and block, for the rule that keeps sensitivity."""
     rule, out = name("sensitivity", at), []
     rows = found.differences
@@ -287,9 +395,11 @@ def sentences(found: Operating, *, at: float = 0.90, titles: Mapping[str, str] |
             continue
         where = "" if block == "all images" else f" on {block}"
         what = "simulated examinations" if simulated else "examinations"
-        out.append(f"With the threshold for {rule} fixed on {'validation' if chosen == 'validation' else 'the test images themselves (optimistic)'}, {contrast}{where}: "
-                   f"{comparison.interval(saved['estimate'], saved['low'], saved['high'], 0, sign='+')} false positives saved per 1000 {what} at a prevalence of "
-                   f"{saved['prevalence']:.0%}, while sensitivity differs by {comparison.interval(kept['estimate'], kept['low'], kept['high'], 3, sign='+')}.")
+        out.append(
+            f"With the threshold for {rule} fixed on {'validation' if chosen == 'validation' else 'the test images themselves (optimistic)'}, {contrast}{where}: "
+            f"{comparison.interval(saved['estimate'], saved['low'], saved['high'], 0, sign='+')} false positives saved per 1000 {what} at a prevalence of "
+            f"{saved['prevalence']:.0%}, while sensitivity differs by {comparison.interval(kept['estimate'], kept['low'], kept['high'], 3, sign='+')}."
+        )
     return out
 
 
@@ -301,7 +411,7 @@ def leading(found: Operating, contrast: Sequence[str] = ("mstl", "ctl"), *, refe
     rates = found.rates[(found.rates["rule"] == "Youden") & found.rates["quantity"].isin(["sensitivity", "specificity"])]
     best = rates.groupby("model")["estimate"].mean().sort_values(ascending=False)
     first = [reference or names[0]] if reference or not set(contrast) <= set(names) else list(contrast)
-    return [name for name in names if name in {*first, *[m for m in best.index if m not in first][:limit - len(first)]}]
+    return [name for name in names if name in {*first, *[m for m in best.index if m not in first][: limit - len(first)]}]
 
 
 def numbers(found: Operating, calibration_rows: pd.DataFrame) -> dict[str, float]:
@@ -322,7 +432,12 @@ def numbers(found: Operating, calibration_rows: pd.DataFrame) -> dict[str, float
 
     for row in found.rates[found.rates["chosen_on"] == chosen].itertuples():
         stem = f"{row.quantity}_{rule_name(row.rule)}_{place(row)}_{row.model}"
-        out |= {stem: row.estimate, f"{stem}_low": row.low, f"{stem}_high": row.high, f"prevalence_{place(row)}": row.prevalence}
+        out |= {
+            stem: row.estimate,
+            f"{stem}_low": row.low,
+            f"{stem}_high": row.high,
+            f"prevalence_{place(row)}": row.prevalence,
+        }
     for row in found.differences[found.differences["chosen_on"] == chosen].iloc[::-1].itertuples():  # the first pair counts
         if row.quantity == "false positives saved per 1000":
             stem = f"saved_{rule_name(row.rule)}_{place(row)}"
@@ -351,7 +466,10 @@ def _cuts(block: pd.DataFrame, at: float) -> dict[tuple[str, str, str], dict[tup
     for model in comparison.models(block):
         for chosen, split in _SPLIT.items():
             if (model, split) in parts:
-                out |= {(model, rule, chosen): found for rule, found in comparison.thresholds(parts[model, split], block, RULES, at=at).items()}
+                out |= {
+                    (model, rule, chosen): found
+                    for rule, found in comparison.thresholds(parts[model, split], block, RULES, at=at).items()
+                }
     return out
 
 
@@ -372,13 +490,25 @@ def _recalibrated(block: pd.DataFrame, model: str, aligned: comparison.Aligned, 
     out = np.empty(len(aligned.truth))
     for cell in aligned.block.places:
         val = parts[cell.seed, cell.fold]
-        out[cell.rows] = calibrations.recalibrate(comparison.truth(val, block), comparison.score(val, block), aligned.scores[model][cell.rows], method=method)
+        out[cell.rows] = calibrations.recalibrate(
+            comparison.truth(val, block), comparison.score(val, block), aligned.scores[model][cell.rows], method=method
+        )
     return out
 
 
 def _calibration_of(y: np.ndarray, risk: np.ndarray, groups: np.ndarray, level: float) -> dict[str, object]:
     grouped = groups if len(set(groups)) < len(groups) else None
-    names = ("slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high", "in_the_large", "in_the_large_low", "in_the_large_high")
+    names = (
+        "slope",
+        "slope_low",
+        "slope_high",
+        "intercept",
+        "intercept_low",
+        "intercept_high",
+        "in_the_large",
+        "in_the_large_low",
+        "in_the_large_high",
+    )
     out: dict[str, object] = dict.fromkeys(names)
     notes = []
     try:
@@ -390,23 +520,51 @@ def _calibration_of(y: np.ndarray, risk: np.ndarray, groups: np.ndarray, level: 
     error, z = calibrations.ece(y, risk), calibrations.spiegelhalter(y, risk)
     if grouped is not None:
         notes.append("Spiegelhalter's test takes images as independent")
-    return out | {"brier": calibrations.brier(y, risk).estimate, "ece": error.ece, "ece_expected": error.expected, "spiegelhalter_z": z.statistic,
-                  "spiegelhalter_p": z.p_value, "n_images": len(y), "n_groups": len(set(groups)), "note": "; ".join(filter(None, [*notes, z.note]))}
+    return out | {
+        "brier": calibrations.brier(y, risk).estimate,
+        "ece": error.ece,
+        "ece_expected": error.expected,
+        "spiegelhalter_z": z.statistic,
+        "spiegelhalter_p": z.p_value,
+        "n_images": len(y),
+        "n_groups": len(set(groups)),
+        "note": "; ".join(filter(None, [*notes, z.note])),
+    }
 
 
 class _Block:
     """Models of one block on the same rows, with every statistic of :func:`evaluate` under the same resamples."""
 
-    def __init__(self, key, block, names, seeds: Collection[int], at: float, prevalence: float | None, recalibration: str, grid: np.ndarray,
-                 level: float, n_resamples: int, seed: int) -> None:
+    def __init__(
+        self,
+        key,
+        block,
+        names,
+        seeds: Collection[int],
+        at: float,
+        prevalence: float | None,
+        recalibration: str,
+        grid: np.ndarray,
+        level: float,
+        n_resamples: int,
+        seed: int,
+    ) -> None:
         self.key, self.names, self.at, self.prevalence, self.grid, self.level = key, names, at, prevalence, grid, level
         self.aligned = comparison.align(block, names, seeds)
         self.shared = self.aligned.block
         self.recalibration = recalibration
         own = block[(block["split"] == "test")]
-        self.share = float((own.drop_duplicates("image_id")["y_true"] == predictions.classes(block)[-1]).mean()) if prevalence is None else prevalence
+        self.share = (
+            float((own.drop_duplicates("image_id")["y_true"] == predictions.classes(block)[-1]).mean())
+            if prevalence is None
+            else prevalence
+        )
         places = [(cell.seed, cell.fold) for cell in self.shared.places]
-        self.cuts = {which: found for which, found in _cuts(block, at).items() if which[0] in names and all(place in found for place in places)}
+        self.cuts = {
+            which: found
+            for which, found in _cuts(block, at).items()
+            if which[0] in names and all(place in found for place in places)
+        }
         self.risks = {(model, "as given"): self.aligned.scores[model] for model in names}
         for model in names:
             risk = _recalibrated(block, model, self.aligned, recalibration)
@@ -415,7 +573,9 @@ class _Block:
         statistics = {"rates": self.shared.each(self._rates)}
         for which, risk in self.risks.items():
             statistics["brier", *which] = self.shared.metric("brier", risk)
-            statistics["benefit", *which] = self.shared.each(lambda cell, risk=risk: chains.NetBenefits.of(cell, risk[cell.rows], grid, prevalence))
+            statistics["benefit", *which] = self.shared.each(
+                lambda cell, risk=risk: chains.NetBenefits.of(cell, risk[cell.rows], grid, prevalence)
+            )
         self.resampled = self.shared.resample(statistics, n_resamples, seed)
 
     def _called(self, cell: chains.Cell, which: tuple[str, str, str]) -> np.ndarray:
@@ -426,9 +586,18 @@ class _Block:
 
     def tables(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[dict]]:
         pairs = [(a, b) for a, b in pairs if a in self.names and b in self.names]
-        out = {"points": [self._point(which, cell) for which in self.cuts for cell in self.shared.places], "rates": [], "per_thousand": [], "differences": [],
-               "brier": [self._key(model=model, risks=form) | self._summary(self.resampled["brier", model, form], (0.0, 1.0)) for model, form in self.risks],
-               "benefit": [row for which in self.risks for row in self._benefit(which)] + [row for pair in pairs for row in self._benefit_difference(*pair)]}
+        out = {
+            "points": [self._point(which, cell) for which in self.cuts for cell in self.shared.places],
+            "rates": [],
+            "per_thousand": [],
+            "differences": [],
+            "brier": [
+                self._key(model=model, risks=form) | self._summary(self.resampled["brier", model, form], (0.0, 1.0))
+                for model, form in self.risks
+            ],
+            "benefit": [row for which in self.risks for row in self._benefit(which)]
+            + [row for pair in pairs for row in self._benefit_difference(*pair)],
+        }
         for model in self.names:
             for rule in RULES:
                 for chosen in CHOSEN:
@@ -462,8 +631,18 @@ class _Block:
     def _point(self, which: tuple[str, str, str], cell: chains.Cell) -> dict:
         called, y = self._called(cell, which), cell.y
         model, rule, chosen = which
-        return self._key(model=model, rule=name(rule, self.at), chosen_on=chosen, seed=cell.seed, fold=cell.fold, threshold=self.cuts[which][cell.seed, cell.fold],
-                         tp=int((called & y).sum()), fp=int((called & ~y).sum()), fn=int((~called & y).sum()), tn=int((~called & ~y).sum()))
+        return self._key(
+            model=model,
+            rule=name(rule, self.at),
+            chosen_on=chosen,
+            seed=cell.seed,
+            fold=cell.fold,
+            threshold=self.cuts[which][cell.seed, cell.fold],
+            tp=int((called & y).sum()),
+            fp=int((called & ~y).sum()),
+            fn=int((~called & y).sum()),
+            tn=int((~called & ~y).sum()),
+        )
 
     def _rate_rows(self, model: str, rule: str, chosen: str) -> list[dict]:
         rows = []
@@ -473,12 +652,20 @@ class _Block:
                 known = self._summary(self._rate((model, rule, chosen), quantity), (0.0, 1.0))
                 known = self._proportion(known, model, rule, chosen, quantity)
             known.pop("p")
-            rows.append(self._key(model=model, rule=name(rule, self.at), chosen_on=chosen, quantity=quantity, prevalence=self.share) | known)
+            rows.append(
+                self._key(model=model, rule=name(rule, self.at), chosen_on=chosen, quantity=quantity, prevalence=self.share)
+                | known
+            )
         return rows
 
     def _proportion(self, known: dict, model: str, rule: str, chosen: str, quantity: str) -> dict:
         """A rate of 0 or 1 in one test set of single images: no resample varies it, so the interval is Wilson's."""
-        if known["estimate"] not in (0.0, 1.0) or known["low"] is not None or len(self.shared.places) > 1 or self.prevalence is not None:
+        if (
+            known["estimate"] not in (0.0, 1.0)
+            or known["low"] is not None
+            or len(self.shared.places) > 1
+            or self.prevalence is not None
+        ):
             return known
         from mstl.metrics._estimate import wilson
 
@@ -492,13 +679,34 @@ class _Block:
         if (model, rule, chosen) not in self.cuts:
             return []
         share, rows = self.share, []
-        for quantity, rate, factor, flipped in (("true positives", "sensitivity", share, False), ("missed", "sensitivity", share, True),
-                                                ("false positives", "specificity", 1 - share, True), ("true negatives", "specificity", 1 - share, False)):
-            one = self._proportion(self._summary(self._rate((model, rule, chosen), rate), (0.0, 1.0)), model, rule, chosen, rate)
-            values = [None if v is None else 1000 * factor * (1 - v if flipped else v) for v in (one["estimate"], one["low"], one["high"])]
+        for quantity, rate, factor, flipped in (
+            ("true positives", "sensitivity", share, False),
+            ("missed", "sensitivity", share, True),
+            ("false positives", "specificity", 1 - share, True),
+            ("true negatives", "specificity", 1 - share, False),
+        ):
+            one = self._proportion(
+                self._summary(self._rate((model, rule, chosen), rate), (0.0, 1.0)), model, rule, chosen, rate
+            )
+            values = [
+                None if v is None else 1000 * factor * (1 - v if flipped else v)
+                for v in (one["estimate"], one["low"], one["high"])
+            ]
             estimate, low, high = values if not flipped else (values[0], values[2], values[1])
-            rows.append(self._key(model=model, rule=name(rule, self.at), chosen_on=chosen, quantity=f"{quantity} per 1000", prevalence=share,
-                                  estimate=estimate, low=low, high=high, note=one["note"]) | self._counts())
+            rows.append(
+                self._key(
+                    model=model,
+                    rule=name(rule, self.at),
+                    chosen_on=chosen,
+                    quantity=f"{quantity} per 1000",
+                    prevalence=share,
+                    estimate=estimate,
+                    low=low,
+                    high=high,
+                    note=one["note"],
+                )
+                | self._counts()
+            )
         return rows
 
     def _difference_rows(self, a: str, b: str, rule: str, chosen: str) -> list[dict]:
@@ -507,7 +715,12 @@ class _Block:
         one, two = (a, rule, chosen), (b, rule, chosen)
         same = all((self._called(cell, one) == self._called(cell, two)).all() for cell in self.shared.places)
         common = self._key(contrast=f"{a} − {b}", rule=name(rule, self.at), chosen_on=chosen, prevalence=self.share)
-        rows = [common | {"quantity": quantity} | self._summary(self._rate(one, quantity) - self._rate(two, quantity), (-1.0, 1.0), same) for quantity in chains.RATES]
+        rows = [
+            common
+            | {"quantity": quantity}
+            | self._summary(self._rate(one, quantity) - self._rate(two, quantity), (-1.0, 1.0), same)
+            for quantity in chains.RATES
+        ]
         saved = (self._rate(one, "specificity") - self._rate(two, "specificity")).times(1000 * (1 - self.share))
         return [*rows, common | {"quantity": "false positives saved per 1000"} | self._summary(saved, (-1000.0, 1000.0), same)]
 
@@ -515,11 +728,21 @@ class _Block:
         of = self.resampled["benefit", *which]
         mean, low, high = self.shared.band(of, level=self.level, bounds=(-np.inf, 1.0))
         everyone = self.share - (1 - self.share) * self.grid / (1 - self.grid)
-        return [self._key(model=which[0], risks=which[1], threshold=t, estimate=m, low=lo, high=hi, treat_all=e, prevalence=self.share)
-                for t, m, lo, hi, e in zip(self.grid, mean, low, high, everyone, strict=True)]
+        return [
+            self._key(
+                model=which[0], risks=which[1], threshold=t, estimate=m, low=lo, high=hi, treat_all=e, prevalence=self.share
+            )
+            for t, m, lo, hi, e in zip(self.grid, mean, low, high, everyone, strict=True)
+        ]
 
     def _benefit_difference(self, a: str, b: str) -> list[dict]:
         form = self.recalibration if all((m, self.recalibration) in self.risks for m in (a, b)) else "as given"
-        mean, low, high = self.shared.band(self.resampled["benefit", a, form] - self.resampled["benefit", b, form], level=self.level, bounds=(-np.inf, np.inf))
-        return [self._key(model=f"{a} − {b}", risks=form, threshold=t, estimate=m, low=lo, high=hi, treat_all=None, prevalence=self.share)
-                for t, m, lo, hi in zip(self.grid, mean, low, high, strict=True)]
+        mean, low, high = self.shared.band(
+            self.resampled["benefit", a, form] - self.resampled["benefit", b, form], level=self.level, bounds=(-np.inf, np.inf)
+        )
+        return [
+            self._key(
+                model=f"{a} − {b}", risks=form, threshold=t, estimate=m, low=lo, high=hi, treat_all=None, prevalence=self.share
+            )
+            for t, m, lo, hi in zip(self.grid, mean, low, high, strict=True)
+        ]

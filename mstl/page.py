@@ -57,9 +57,18 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
     """The whole page. ``lead`` is HTML that stands above the first section."""
     contents = "".join(
         f'<li><a href="#{part.anchor}">{html.escape(part.title)}</a>'
-        + (f'<ol>{"".join(f"<li><a href=#{anchor}>{text}</a></li>" for anchor, text in part.headings)}</ol>' if part.headings else "") + "</li>"
-        for part in sections)
-    body = "\n".join(f'<section aria-labelledby="{part.anchor}"><h2 id="{part.anchor}">{html.escape(part.title)}</h2>\n{part.body}</section>' for part in sections)
+        + (
+            f"<ol>{''.join(f'<li><a href=#{anchor}>{text}</a></li>' for anchor, text in part.headings)}</ol>"
+            if part.headings
+            else ""
+        )
+        + "</li>"
+        for part in sections
+    )
+    body = "\n".join(
+        f'<section aria-labelledby="{part.anchor}"><h2 id="{part.anchor}">{html.escape(part.title)}</h2>\n{part.body}</section>'
+        for part in sections
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -85,6 +94,7 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
     """A plain HTML table of texts, which are escaped."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
@@ -95,7 +105,11 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
 def _code(cells: Sequence[str]) -> str:
     """The code of one or several cells, folded away."""
     source = "\n\n".join(cell for cell in cells if cell.strip())
-    return f'<details class="code"><summary>Code</summary><pre class="source">{html.escape(source)}</pre></details>' if source else ""
+    return (
+        f'<details class="code"><summary>Code</summary><pre class="source">{html.escape(source)}</pre></details>'
+        if source
+        else ""
+    )
 
 
 def _outputs(outputs: Sequence[dict], alt: str) -> str:
@@ -103,7 +117,9 @@ def _outputs(outputs: Sequence[dict], alt: str) -> str:
     for output in outputs:
         if output["output_type"] == "stream":
             if output["name"] == "stdout":
-                parts += [f'<p class="said">{html.escape(line)}</p>' for line in "".join(output["text"]).splitlines() if line.strip()]
+                parts += [
+                    f'<p class="said">{html.escape(line)}</p>' for line in "".join(output["text"]).splitlines() if line.strip()
+                ]
             continue
         data = output.get("data", {})
         if "image/png" in data:
@@ -121,11 +137,20 @@ def _clean_table(text: str) -> str:
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' (border="1"|class="dataframe"|style="[^"]*"|valign="top")', "", text)
     head = re.search(r"<thead>(.*?)</thead>", text, flags=re.DOTALL)
-    rows = [re.findall(r"<th[^>]*>(.*?)</th>", row, flags=re.DOTALL) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", head[1], flags=re.DOTALL)] if head else []
+    rows = (
+        [
+            re.findall(r"<th[^>]*>(.*?)</th>", row, flags=re.DOTALL)
+            for row in re.findall(r"<tr[^>]*>(.*?)</tr>", head[1], flags=re.DOTALL)
+        ]
+        if head
+        else []
+    )
     if len(rows) == 2 and len(rows[0]) == len(rows[1]) and all(not a or not b for a, b in zip(*rows, strict=True)):
         index = sum(bool(name) for name in rows[1])
         named = [(a or b, i < index or a == "note") for i, (a, b) in enumerate(zip(*rows, strict=True))]
-        cells = "".join(f'<th{" class=key" if left else ""}>{re.sub("^n_", "", name).replace("_", " ")}</th>' for name, left in named)
+        cells = "".join(
+            f"<th{' class=key' if left else ''}>{re.sub('^n_', '', name).replace('_', ' ')}</th>" for name, left in named
+        )
         text = text.replace(head[0], f"<thead><tr>{cells}</tr></thead>")
     text = re.sub(r"<(th|td)>([^<]{45,})</\1>", r'<\1 class="long">\2</\1>', text)
     return re.sub(r"<td>(None|NaN|nan|&lt;NA&gt;)</td>", "<td></td>", text)

@@ -6,7 +6,6 @@ chest-radiograph model (TL), one from scratch (SC), on 743 external radiographs,
 
 from __future__ import annotations
 
-
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
@@ -32,7 +31,10 @@ def counts(rate: float, total: int, *, digits: int = 3) -> tuple[int, str]:
     Where several numbers would be printed alike the nearest is given; where none would, the nearest as "neither".
     """
     near = [k for k in range(total + 1) if abs(k / total - rate) <= 2 * 10**-digits]
-    for how, printed in (("rounded", lambda x: round(x + 1e-12, digits)), ("cut", lambda x: np.floor(x * 10**digits + 1e-9) / 10**digits)):
+    for how, printed in (
+        ("rounded", lambda x: round(x + 1e-12, digits)),
+        ("cut", lambda x: np.floor(x * 10**digits + 1e-9) / 10**digits),
+    ):
         fitting = [k for k in near if abs(printed(k / total) - rate) < 10**-digits / 10]
         if fitting:
             return min(fitting, key=lambda k: abs(k / total - rate)), how
@@ -64,9 +66,23 @@ def operating_points() -> pd.DataFrame:
         only_a, only_b = pairs[0]
         test = _mcnemar(only_a, only_b, total)
         plain = (only_a - only_b) ** 2 / (only_a + only_b)
-        rows.append({"rule": rule, "compares": compares, "n": total, "TL": a, "SC": b, "printed_as": how_a if how_a == how_b else f"{how_a}, {how_b}",
-                     "only_TL": only_a, "only_SC": only_b, "unique": len(pairs) == 1, "p_printed": p, "p_corrected": test.p_corrected,
-                     "p_exact": test.p_exact, "p_uncorrected": float(2 * norm.sf(np.sqrt(plain)))})
+        rows.append(
+            {
+                "rule": rule,
+                "compares": compares,
+                "n": total,
+                "TL": a,
+                "SC": b,
+                "printed_as": how_a if how_a == how_b else f"{how_a}, {how_b}",
+                "only_TL": only_a,
+                "only_SC": only_b,
+                "unique": len(pairs) == 1,
+                "p_printed": p,
+                "p_corrected": test.p_corrected,
+                "p_exact": test.p_exact,
+                "p_uncorrected": float(2 * norm.sf(np.sqrt(plain))),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -96,11 +112,32 @@ def ppv_tests(*, n_resamples: int = 2000, seed: int = 0, step: int = 2) -> pd.Da
     for one in range(0, POSITIVES - table["TL_tp"] + 1, step):
         y = np.r_[np.ones(POSITIVES, int), np.zeros(NEGATIVES, int)]
         found = table["TL_tp"]
-        a = np.r_[np.ones(found), np.zeros(POSITIVES - found), np.ones(shared_alarms), np.ones(only_b), np.zeros(NEGATIVES - shared_alarms - only_b)]
-        b = np.r_[np.zeros(one), np.ones(found), np.zeros(POSITIVES - found - one), np.ones(shared_alarms), np.zeros(only_b), np.ones(only_a),
-                  np.zeros(NEGATIVES - shared_alarms - only_b - only_a)]
+        a = np.r_[
+            np.ones(found),
+            np.zeros(POSITIVES - found),
+            np.ones(shared_alarms),
+            np.ones(only_b),
+            np.zeros(NEGATIVES - shared_alarms - only_b),
+        ]
+        b = np.r_[
+            np.zeros(one),
+            np.ones(found),
+            np.zeros(POSITIVES - found - one),
+            np.ones(shared_alarms),
+            np.zeros(only_b),
+            np.ones(only_a),
+            np.zeros(NEGATIVES - shared_alarms - only_b - only_a),
+        ]
         test = paired.ppv_test(y, a.astype(int), b.astype(int), n_resamples=n_resamples, seed=seed)
-        rows.append({"only_one": one, "difference": test.difference, "p_bootstrap": test.p_value, "ratio": test.ratio, "p_ratio": test.ratio_p_value})
+        rows.append(
+            {
+                "only_one": one,
+                "difference": test.difference,
+                "p_bootstrap": test.p_value,
+                "ratio": test.ratio,
+                "p_ratio": test.ratio_p_value,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -116,13 +153,21 @@ def implied_correlation(*, draws: int = 20_000, seed: int = 0, level: float = 0.
     def unrounded(value: float, width: float) -> np.ndarray:
         return np.r_[value, value + rng.uniform(-width / 2, width / 2, draws)]
 
-    one, two = ((unrounded(high, 1e-3) - unrounded(low, 1e-3)) / (2 * quantile_z(level)) for low, high in ((a_low, a_high), (b_low, b_high)))
+    one, two = (
+        (unrounded(high, 1e-3) - unrounded(low, 1e-3)) / (2 * quantile_z(level))
+        for low, high in ((a_low, a_high), (b_low, b_high))
+    )
     difference = np.abs(unrounded(a, 1e-3) - unrounded(b, 1e-3))
     error = difference / norm.isf(unrounded(p, 1e-2) / 2)
     correlation = (one**2 + two**2 - error**2) / (2 * one * two)
     possible = correlation[1:][np.abs(correlation[1:]) <= 1]
     unpaired = 2 * norm.sf(difference[0] / np.hypot(one[0], two[0]))
-    return {"correlation": float(correlation[0]), "low": float(possible.min()), "high": float(possible.max()), "unpaired": float(unpaired)}
+    return {
+        "correlation": float(correlation[0]),
+        "low": float(possible.min()),
+        "high": float(possible.max()),
+        "unpaired": float(unpaired),
+    }
 
 
 def _mcnemar(only_a: int, only_b: int, total: int):
@@ -131,5 +176,3 @@ def _mcnemar(only_a: int, only_b: int, total: int):
     a = np.r_[np.ones(only_a), np.zeros(only_b), np.ones(same)].astype(int)
     b = np.r_[np.zeros(only_a), np.ones(only_b), np.ones(same)].astype(int)
     return paired.mcnemar(a, b)
-
-

@@ -95,19 +95,25 @@ class Block(_Design):
 
     def metric(self, name: str, score: np.ndarray, threshold: float | Mapping = 0.5) -> list:
         """A metric of ``paired.chain_difference`` in every cell; ``threshold`` a number or {(seed, fold): number}."""
+
         def make(cell: Cell):
             cut = threshold[cell.seed, cell.fold] if isinstance(threshold, Mapping) else threshold
             return _resample.prepare(name, cell.y, score[cell.rows], cell.code, cell.n_groups, cut)
 
         return self.each(make)
 
-    def resample(self, statistics: Mapping[Hashable, Sequence], n_resamples: int, random_seed: int = 0) -> dict[Hashable, Resampled]:
+    def resample(
+        self, statistics: Mapping[Hashable, Sequence], n_resamples: int, random_seed: int = 0
+    ) -> dict[Hashable, Resampled]:
         """Every statistic under the same resamples of groups."""
         n_resamples = _check.resamples(n_resamples)
         rng = np.random.default_rng(random_seed)
         at = {key: np.stack([np.asarray(one.value(), float) for one in cells], axis=-1) for key, cells in statistics.items()}
         try:
-            strata = {c: _resample.strata(self.y[members], local, n_groups) for c, (_, n_groups, members, local) in self._parts.items()}
+            strata = {
+                c: _resample.strata(self.y[members], local, n_groups)
+                for c, (_, n_groups, members, local) in self._parts.items()
+            }
         except MstlError as reason:  # a class from a single group: the estimate stands, an interval does not exist
             return {key: Resampled(value, None, str(reason)) for key, value in at.items()}
         n_chains, n_folds = len(self.seeds), len(self.folds)
@@ -125,8 +131,15 @@ class Block(_Design):
         self._after = rng.bit_generator.state
         return {key: Resampled(at[key], by_chain[key]) for key in statistics}
 
-    def summary(self, of: Resampled, *, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf), identical: bool = False,
-                what: str = "the statistic") -> Summary:
+    def summary(
+        self,
+        of: Resampled,
+        *,
+        level: float = 0.95,
+        bounds: tuple[float, float] = (-np.inf, np.inf),
+        identical: bool = False,
+        what: str = "the statistic",
+    ) -> Summary:
         """Mean and interval of a scalar statistic; raises MstlError where a cell has none."""
         self.require_defined(what, of.at)
         mean, sd = float(of.at.mean()), self.sd_chains(of.at)
@@ -141,7 +154,9 @@ class Block(_Design):
         detectable = float((boot.high - boot.low) / 2 + norm.ppf(0.8) * error) if error else None
         return Summary(mean, boot.low, boot.high, boot.p_value, error, detectable, sd, joined(self.note, boot.note))
 
-    def band(self, of: Resampled, *, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def band(
+        self, of: Resampled, *, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean (T,) of a vector statistic with its pointwise band (T,), (T,); the band is NaN where it does not exist."""
         mean = of.at.mean(axis=-1)
         if of.by_chain is None:
@@ -209,7 +224,12 @@ class Rates:
     def of(cls, cell: Cell, calls: np.ndarray, prevalence: float | None) -> Rates:
         """``calls`` (P, n) boolean."""
         count = [np.bincount(cell.code, part, cell.n_groups) for call in calls for part in (call & cell.y, call & ~cell.y)]
-        return cls(np.stack(count, axis=1), np.bincount(cell.code, cell.y, cell.n_groups), np.bincount(cell.code, ~cell.y, cell.n_groups), prevalence)
+        return cls(
+            np.stack(count, axis=1),
+            np.bincount(cell.code, cell.y, cell.n_groups),
+            np.bincount(cell.code, ~cell.y, cell.n_groups),
+            prevalence,
+        )
 
     def value(self) -> np.ndarray:
         return self.under(np.ones((len(self.called), 1)))[..., 0]
@@ -221,7 +241,10 @@ class Rates:
         share = m / (m + n) if self.prevalence is None else self.prevalence
         true, alarm = share * sensitivity, (1 - share) * fall_out
         missed, cleared = share * (1 - sensitivity), (1 - share) * (1 - fall_out)
-        return np.stack([sensitivity, 1 - fall_out, _resample._ratio(true, true + alarm), _resample._ratio(cleared, cleared + missed)], axis=1)
+        return np.stack(
+            [sensitivity, 1 - fall_out, _resample._ratio(true, true + alarm), _resample._ratio(cleared, cleared + missed)],
+            axis=1,
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +295,9 @@ class Curves:
     def of(cls, cell: Cell, y: np.ndarray, score: np.ndarray) -> Curves:
         """``y`` (n,) boolean: the class of one against the rest."""
         exact = _resample.WeightedAveragePrecision.of(y, score, cell.code, cell.n_groups).value()
-        return cls(_resample.ThresholdCounts.of(y, score, cell.code, cell.n_groups, _resample.cuts(score, _CUTS)), cell.n_groups, exact)
+        return cls(
+            _resample.ThresholdCounts.of(y, score, cell.code, cell.n_groups, _resample.cuts(score, _CUTS)), cell.n_groups, exact
+        )
 
     def value(self) -> np.ndarray:
         return np.append(self.under(np.ones((self.n_groups, 1)))[:-1, 0], self.exact)
