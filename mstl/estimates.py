@@ -44,7 +44,7 @@ AUGMENT = {"none": 0.0, "natural": 0.0005, "microscopy": 0.0004, "ultrasound": 0
 IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 238, "mias-tissue": 322, "mias-whole": 322, "cells-brightfield": 5400,
           "cifar10": 17000, "bone-fracture": 1900, "hep2-cells": 3600, "kvasir-seg": 1906, "kvasir-segmentation": 1000, "eye-diseases": 1400, "mednist": 9000}
 #: Seconds of start-up, imports and figures.
-KERNEL = {"00_data": 6.0, "60_comparison": 8.0}
+KERNEL = {"00_data": 6.0, "60_comparison": 12.0, "61_operating_points": 14.0}
 STARTING = 9.0  # of a stage that is not named above
 PROBED = 1.0  # seconds of the measures and the linear probe of a network on one split
 READING = 3.0  # how much faster an image is read (validation, test) than trained on
