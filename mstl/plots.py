@@ -204,6 +204,7 @@ def measure_scatter(table: pd.DataFrame, measures: Sequence[str], titles: Mappin
                 ax.scatter(part[name], part["auc"], s=44 if plain else 22, marker="s" if plain else "o", lw=0.6,
                            color="0.1" if plain else colours[bridge], edgecolor="white", zorder=3 if plain else 2)
             ax.locator_params(axis="x", nbins=4)
+            ax.ticklabel_format(axis="x", useOffset=False)
             ax.tick_params(labelsize=8)
             if row == len(targets) - 1:
                 ax.set_xlabel(MEASURE_AXES.get(name, name), fontsize=9)
@@ -223,23 +224,38 @@ def agreement_dots(table: pd.DataFrame, *, ceilings: Mapping[str, float] | None 
     """Kendall's τ with its interval, one row a measure, one panel a target: ``label``, ``measure``, ``kendall``,
     ``kendall_low``, ``kendall_high``, ``n``; a dotted line marks the ceiling that noise between chains leaves."""
     labels = list(dict.fromkeys(table["label"]))
+    if not labels:
+        return _nothing("Too few checkpoints to compare a measure with performance.")
     measures = list(dict.fromkeys(table["measure"]))
-    figure, axes = plt.subplots(1, len(labels), figsize=(2.5 * len(labels) + 1.2, 0.3 * len(measures) + 1.5), sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], labels, strict=True):
+    columns = min(3, len(labels))
+    rows = -(-len(labels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns + 1.0, rows * (0.28 * len(measures) + 1.2)), sharey=True, squeeze=False)
+    for ax in axes.flat[len(labels):]:
+        ax.set_axis_off()
+    colour = ARMS["mstl"]
+    for ax, name in zip(axes.flat, labels, strict=False):
         ax.axvline(0, color="0.25", lw=1)
         if ceilings and name in ceilings and np.isfinite(ceilings[name]):
             ax.axvline(ceilings[name], color="0.45", lw=1.2, ls=":")
         for row in table[(table["label"] == name) & table["kendall"].notna()].itertuples():
             y = -measures.index(row.measure)
-            ax.plot([row.kendall_low, row.kendall_high], [y, y], color=palette(["ctl"])["ctl"], lw=2)
-            ax.plot(row.kendall, y, "o", color=palette(["ctl"])["ctl"], ms=6, mec="white", mew=0.8)
-        ax.set_title(_titled(name, 24), fontsize=9)
+            ax.plot([row.kendall_low, row.kendall_high], [y, y], color=colour, lw=2)
+            ax.plot(row.kendall, y, "o", color=colour, ms=6, mec="white", mew=0.8)
+        ax.set_title(_titled(name, 26), fontsize=9)
         ax.set(xlim=(-1.05, 1.05))
         ax.set_xlabel("Kendall's τ", fontsize=9)
         ax.tick_params(labelsize=8)
-    axes[0][0].set_yticks([-i for i in range(len(measures))], measures)
+    for ax in axes[:, 0]:
+        ax.set_yticks([-i for i in range(len(measures))], measures)
     if note:
         figure.text(0.01, -0.02, note, fontsize=8, color="0.35", va="top")
+    return figure
+
+
+def _nothing(text: str) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.4, 0.8))
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
+    ax.set_axis_off()
     return figure
 
 
@@ -289,10 +305,7 @@ def pair_forest(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float
                 against: bool = True) -> Figure:
     """Differences a − b with their intervals, one row a pair, the targets in colours (columns as of ``ablation.effects``)."""
     if table.empty:
-        figure, ax = plt.subplots(figsize=(7.4, 0.8))
-        ax.text(0.5, 0.5, "No pair of this comparison was run.", ha="center", va="center", transform=ax.transAxes)
-        ax.set_axis_off()
-        return figure
+        return _nothing("No pair of this comparison was run.")
     names = [f"{a} − {b}" if against else f"{a} − ctl" for a, b in zip(table["a"], table["b"], strict=True)]
     used = table["variant"].map(lambda v: " (probe)" if v == "probe" else " (fine-tuned)")
     shown = table.assign(label=names, model=[titles.get(t, t) + w for t, w in zip(table["target"], used, strict=True)])

@@ -97,11 +97,13 @@ def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2
     """How well each measure followed performance, one row a target, backbone, way and measure: ``n``, ``n_groups`` and Pearson's r,
     Kendall's τ and weighted τ with intervals (``pearson``, ``pearson_low`` …), ``note`` where it does not exist.
 
-    The chains of one bridge are one group of the bootstrap. A measure of the source head is compared among the checkpoints with
+    A block with fewer than three different bridges is left out. The chains of one bridge are one group of the bootstrap. A measure of the source head is compared among the checkpoints with
     the most common number of source classes; ``source_classes`` is that number.
     """
     rows = []
     for key, block in table.groupby([*BLOCK, "way"], sort=False):
+        if block["bridge"].nunique() < 3:
+            continue
         for name, (shown, head) in MEASURES.items():
             if name not in block:
                 continue
@@ -126,11 +128,13 @@ def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2
 
 
 def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """The best Kendall τ that noise between chains leaves to a perfect measure, one row a target, backbone and way; bridges that all
-    chains have. ``note`` says where it does not exist."""
+    """The best Kendall τ that noise between chains leaves to a perfect measure, one row a target, backbone and way; of bridges that all
+    chains have, where there are at least three. ``note`` says where it does not exist."""
     rows = []
     for key, block in table.groupby([*BLOCK, "way"], sort=False):
         wide = block[block["bridge"] != ""].pivot_table(index="bridge", columns="seed", values="auc").dropna()
+        if len(wide) < 3:
+            continue
         row = dict(zip([*BLOCK, "way"], key, strict=True)) | {"bridges": len(wide), "chains": wide.shape[1], "note": ""}
         try:
             found = transferability.reliability_ceiling(wide.to_numpy(), averaged=1, common_seeds=True, level=level, seed=seed)
@@ -140,7 +144,8 @@ def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.D
         rows.append(row | {"between": found.between, "within": found.within, "reliability": found.reliability.estimate,
                            "kendall": found.kendall.estimate, "kendall_low": found.kendall.low, "kendall_high": found.kendall.high,
                            "note": found.kendall.note})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*BLOCK, "way", "bridges", "chains", "between", "within", "reliability", "kendall", "kendall_low",
+                                       "kendall_high", "note"])
 
 
 def answer(found: pd.DataFrame, *, measures: Sequence[str] = ("LEEP", "NCE", "H-score"), simulated: bool = False) -> str:
@@ -206,7 +211,6 @@ def tidy(found: pd.DataFrame) -> pd.DataFrame:
 
 def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
     """The table of :func:`ceilings` to look at."""
-    rows = rows.reindex(columns=[*BLOCK, "way", "bridges", "chains", "between", "within", "reliability", "kendall", "kendall_low", "kendall_high", "note"])
     out = rows[["target", "backbone", "way", "bridges", "chains"]].copy()
     out["SD between bridges"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["between"]]
     out["SD between chains"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["within"]]

@@ -155,8 +155,8 @@ def assemble(source: Path, *, notebooks: Mapping[str, Path], pages: Mapping[str,
 
 
 def _absent_page(title: str) -> str:
-    return (f"# {title}: not part of this study\n\nThis study has no run of this stage: its chains start from weights that were trained elsewhere, "
-            "or its arms do without it.\n[](colophon.md) lists the runs that it has.\n")
+    return (f"# {title}: none here\n\nThis page is not part of this study: it has no such run, because its chains "
+            "start from weights that were trained elsewhere, its arms do without it, or nobody asked for it.\n[](colophon.md) lists the runs that it has.\n")
 
 
 def _fit_chapters(book: Path, absent: set[str]) -> None:
@@ -217,6 +217,8 @@ def _clean_output(output: dict[str, Any], path: Path, number: int) -> dict[str, 
         text = _portable(_NOISE.sub("", "".join(output["text"])))
         return {**output, "text": text} if output["name"] == "stdout" and text.strip() else None
     data = {mime: _portable(value) for mime, value in output["data"].items() if "widget" not in mime}
+    if set(data) == {"text/plain"} and re.match(r"(Posix|Windows)Path\(", data["text/plain"]):  # where a run left its results
+        return None
     return {**output, "data": data} if data else None
 
 
