@@ -318,7 +318,7 @@ def spread(rates: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     shown = rates.assign(text=comparison.intervals(rates, digits))
     keys = comparison.telling(rates) + ["rule", "model", "chosen_on"]
     out = shown.pivot_table(index=keys, columns="quantity", values="text", aggfunc="first", sort=False)
-    return out.reindex(columns=list(chains.RATES)).rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None)
+    return out.reindex(columns=list(chains.RATES)).rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None).fillna("not defined")
 
 
 def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
@@ -331,7 +331,7 @@ def tidy(rows: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         )
     keys = comparison.telling(rows) + ["contrast", "rule"]
     out = rows.assign(text=text).pivot_table(index=keys, columns="quantity", values="text", aggfunc="first", sort=False)
-    return out.rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None)
+    return out.rename(columns={"ppv": "PPV", "npv": "NPV"}).rename_axis(columns=None).fillna("not defined")
 
 
 def thousand(rows: pd.DataFrame) -> pd.DataFrame:
@@ -346,7 +346,7 @@ def thousand(rows: pd.DataFrame) -> pd.DataFrame:
         aggfunc="first",
         sort=False,
     )
-    return out.rename(columns=lambda name: name.replace(" per 1000", "")).rename_axis(columns=None)
+    return out.rename(columns=lambda name: name.replace(" per 1000", "")).rename_axis(columns=None).fillna("not defined")
 
 
 def calibration_table(rows: pd.DataFrame, brier: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
