@@ -25,6 +25,7 @@ recipe: {batch_size: 16}
 tuning: {lrs: [1e-3], steps: [4, 6]}
 targets:
   chest: {data: phantom-chest, options: {n: 90}, design: folds, folds: 3, augmentation: radiograph}
+probe: {targets: [chest], sizes: [20]}
 comparison: {n_resamples: 200}
 """
 
@@ -81,7 +82,34 @@ def test_a_killed_study_completes_when_it_is_called_again(tiny):
     home, killed, again = tiny
     assert killed and again.returncode == 0, again.stdout + again.stderr
     runs = home / "runs" / "tiny"
-    assert {p.parent.parent.name for p in runs.glob("*/*/notebook.ipynb")} == set(STAGES)
+    assert {p.parent.parent.name for p in runs.glob("*/*/notebook.ipynb")} == {
+        "00_data", "10_source", "20_bridge", "30_target", "35_probe", "60_comparison"}
+
+
+@pytest.mark.slow
+def test_the_probe_stage_measures_every_checkpoint_on_the_training_part_and_tests_it_on_every_image(tiny):
+    from mstl import checkpoints, probing, ranking
+    from mstl.datasets import load, splits
+
+    runs = tiny[0] / "runs" / "tiny"
+    scores = ranking.read([runs / "35_probe" / "chest-vit"])
+    assert sorted(zip(scores["bridge"], scores["seed"], scores["fold"])) == sorted([("", 0, f) for f in range(3)] + [("cells", s, f) for s in (0, 1) for f in range(3)])
+    table = predictions.read([runs / "35_probe" / "chest-vit"])
+    test = table[(table["split"] == "test") & (table["variant"] == "probe")]
+    assert (test.groupby(["model", "seed"])["image_id"].nunique() == 90).all() and set(test["model"]) == {"ctl", "cells"}
+    assert set(table["variant"]) == {"probe", "probe_n20"}
+    images = load("phantom-chest", size=32, root=tiny[0] / "data", n=90, progress=False)
+    part = splits.design(images, "folds", k=3)[1]
+    seen = probing.describe(seen_folder(runs), images)
+    own = scores[(scores["bridge"] == "cells") & (scores["seed"] == 1) & (scores["fold"] == 1)].iloc[0]
+    direct = probing.measure(seen.features[part.train], images.labels[part.train], source_probs=seen.probabilities[part.train])
+    assert own["n"] == len(part.train) and own["source_classes"] == len(checkpoints.read(seen_folder(runs)).spec.classes)
+    for name, value in direct.items():
+        assert own[name] == pytest.approx(value, rel=1e-4), name
+
+
+def seen_folder(runs):
+    return runs / "20_bridge" / "vit-cells" / "checkpoint" / "seed1"
 
 
 @pytest.mark.slow
