@@ -472,7 +472,10 @@ def verdict(row, margin: float, level: float = 0.95) -> str:
         return "no interval exists"
     if (row.low > 0 or row.high < 0) and row.p_holm is not None and row.p_holm < 1 - level:
         return "higher" if row.low > 0 else "lower"
-    return f"equivalent within ± {margin:g}" if -margin < row.low and row.high < margin else "a difference is not shown"
+    if -margin < row.low and row.high < margin:
+        return f"equivalent within ± {margin:g}"
+    corrected = (row.low > 0 or row.high < 0) and row.p_holm is not None and not pd.isna(row.p_holm)
+    return "a difference is not shown" + (f" after Holm's correction (p = {row.p_holm:.3f})" if corrected else "")
 
 
 def numbers(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame) -> dict[str, float | int]:

@@ -281,7 +281,7 @@ def colophon(study: str, runs: Sequence[BookRun], reference: Sequence[tuple[str,
              f"## The study of this book: {study}", "", f"{len(records)} of {len(runs)} runs finished.", *_made_by(records), ""]
     lines += _runs_table(records) + _data_table(records)
     if reference:
-        lines += ["## The reference study", "", "It ran once, on real images; these are its committed records.", *_made_by(reference), ""]
+        lines += ["## The reference study", "", "It ran on real images, before this book was built; these are its committed records.", *_made_by(reference), ""]
         lines += _runs_table(reference) + _data_table(reference)
     return "\n".join(lines)
 
