@@ -787,7 +787,7 @@ class _Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = self.bar or tqdm(total=row["steps"], desc=self.label or "fit", unit="step", leave=False)
+            self.bar = self.bar or tqdm(total=row["steps"], desc=self.label or "fit", unit="step", leave=False, mininterval=0)
             self.bar.set_postfix_str(scores, refresh=False)
             self.bar.update(row["step"] - self.bar.n)
         elif row["epoch"] % math.ceil(row["epochs"] / 20) == 0 or row["step"] == row["steps"]:
