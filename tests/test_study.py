@@ -499,3 +499,20 @@ def test_analyses_of_the_reference_study_are_planned_once_all_their_tables_are_t
     assert run.parameters["study"] == "smoke" and run.parameters["simulated"] is False and "40_transferability/reference" not in runs
     (committed / probes[0] / "predictions.csv").unlink()
     assert "50_ablation_half_cells/reference" not in {run.path for run in planning.plan(planning.read_study("smoke"))}
+
+
+@pytest.mark.parametrize("name", ["smoke", "workshop"])
+def test_the_simulated_targets_and_bridges_of_a_study_have_the_images_that_it_asks_for(name, tmp_path):
+    from mstl.datasets import load, splits, subsets
+
+    read = planning.read_study(name)
+    for target in read.targets.values():
+        images = load(target.data, size=32, root=tmp_path, progress=False, **target.options)
+        images = images.select(target.classes) if target.classes else images
+        for part in splits.design(images, target.design, k=target.folds, draws=target.draws, test=target.test,
+                                  n_train=target.n_train or None, n_val=target.n_val or None):
+            assert min(len(part.train), len(part.val), len(part.test)) >= 10
+    for bridge in read.bridges:
+        images = load(bridge.data, size=32, root=tmp_path, progress=False, **bridge.options)
+        _, train, _ = subsets.varied(images, images=bridge.images, lines=bridge.lines, n_train=bridge.n_train, merge_how=bridge.merge, merge_to=bridge.merge_to)
+        assert not bridge.n_train or len(train) == bridge.n_train
