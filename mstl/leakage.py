@@ -96,7 +96,7 @@ def measure(
         probe = _probe(fitted, everyone[train], (x[val] - centre) / spread, everyone[val], tested, penalties)
         for learner, score in (("probe", probe), ("neighbour", distance)):
             rows.append({"way": way, "labels": "permuted" if permuted else "true", "learner": learner, "repeat": repeat,
-                         "auc": _auc(everyone[test], score), "accuracy": float((score.argmax(axis=1) == everyone[test]).mean()), **seen})
+                         "auc": roc.auc(everyone[test], score), "accuracy": float((score.argmax(axis=1) == everyone[test]).mean()), **seen})
         if on_repeat is not None:
             on_repeat()
     return pd.DataFrame(rows)
@@ -221,7 +221,7 @@ def _probe(train, y, val, y_val, test, penalties) -> np.ndarray:
     best, kept = -np.inf, None
     for c in penalties:
         model = LogisticRegression(C=c, max_iter=300, tol=1e-3).fit(train, y)
-        score = _auc(y_val, model.predict_proba(val)) if len(penalties) > 1 else 0.0
+        score = roc.auc(y_val, model.predict_proba(val)) if len(penalties) > 1 else 0.0
         if score > best:
             best, kept = score, model
     return kept.predict_proba(test)
@@ -235,13 +235,6 @@ def _neighbours(train: np.ndarray, y: np.ndarray, test: np.ndarray) -> tuple[np.
     order = np.sort(nearest, axis=1)
     others = np.where(nearest == order[:, :1], order[:, 1:2], order[:, :1])
     return distance.argmin(axis=1), others - nearest
-
-
-def _auc(y: np.ndarray, score: np.ndarray) -> float:
-    """AUC of the last of two classes, or the mean over classes of one against the rest."""
-    if score.shape[1] == 2:
-        return roc.auc(y == 1, score[:, 1])
-    return float(np.mean([roc.auc(y == c, score[:, c]) for c in range(score.shape[1])]))
 
 
 def _interval(row) -> str:

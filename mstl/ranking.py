@@ -61,10 +61,8 @@ def reached(table: pd.DataFrame) -> pd.DataFrame:
         place = pd.Series(np.arange(len(task)), index=task.index)
         for (backbone, bridge, seed, fold), part in task.groupby(["backbone", "bridge", "seed", "fold"], sort=False):
             own = place[part.index].to_numpy()
-            area = (roc.auc(truth[own], score[own, 1]) if len(names) == 2 else
-                    float(np.mean([roc.auc(truth[own] == k, score[own, k]) for k in range(len(names))])))
             rows.append({"target": target, "backbone": backbone, "variant": variant, "bridge": bridge, "seed": int(seed),
-                         "fold": int(fold), "auc": area})
+                         "fold": int(fold), "auc": roc.auc(truth[own], score[own])})
     if not rows:
         raise MstlError("The predictions hold no test images of the arms ctl and mstl, so no performance stands beside the measures.")
     return pd.DataFrame(rows)

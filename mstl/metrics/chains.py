@@ -77,16 +77,9 @@ class Block(_Design):
     def __init__(self, y_true, *, n_classes: int = 2, seed=None, fold=None, group=None) -> None:
         shape = (len(y_true), n_classes) if n_classes > 2 else len(y_true)
         super().__init__(y_true, {"any": np.zeros(shape)}, seed, fold, group)
-        self._parts = {}
-        for c in np.unique(self.component):
-            members = np.flatnonzero(np.isin(self.fold, np.flatnonzero(self.component == c)))
-            groups, local = np.unique(self.code[members], return_inverse=True)
-            number = np.full(self.n_groups, -1)
-            number[groups] = np.arange(len(groups))
-            self._parts[c] = (number, len(groups), members, local)
         self.places = []
         for (s, f), rows in self.rows.items():
-            number, n_groups, _, _ = self._parts[self.component[f]]
+            number, n_groups, _, _ = self.parts[self.component[f]]
             self.places.append(Cell(self.seeds[s], self.folds[f], rows, self.y[rows], number[self.code[rows]], n_groups))
 
     def each(self, make: Callable[[Cell], object]) -> list:
@@ -112,7 +105,7 @@ class Block(_Design):
         try:
             strata = {
                 c: _resample.strata(self.y[members], local, n_groups)
-                for c, (_, n_groups, members, local) in self._parts.items()
+                for c, (_, n_groups, members, local) in self.parts.items()
             }
         except MstlError as reason:  # a class from a single group: the estimate stands, an interval does not exist
             return {key: Resampled(value, None, str(reason)) for key, value in at.items()}
@@ -145,12 +138,9 @@ class Block(_Design):
         mean, sd = float(of.at.mean()), self.sd_chains(of.at)
         if of.by_chain is None:
             return Summary(mean, None, None, None, None, None, sd, of.note)
-        boot = summarise(mean, np.clip(self._with_chains(of), *bounds), _check.fraction(level), identical=identical)
-        error = boot.standard_error
-        if error is not None:
-            of_chains, by_images = self._chain_variance(of.at, of.by_chain)
-            images = float(np.nanvar(of.by_chain.mean(axis=0), ddof=1))
-            error = float(np.sqrt(images + max(of_chains - by_images, 0.0)))
+        values, images, between = self.with_chains(of.at, of.by_chain, self._later())
+        boot = summarise(mean, np.clip(values, *bounds), _check.fraction(level), identical=identical)
+        error = None if boot.standard_error is None else float(np.sqrt(images + between))
         detectable = float((boot.high - boot.low) / 2 + norm.ppf(0.8) * error) if error else None
         return Summary(mean, boot.low, boot.high, boot.p_value, error, detectable, sd, joined(self.note, boot.note))
 
@@ -161,20 +151,15 @@ class Block(_Design):
         mean = of.at.mean(axis=-1)
         if of.by_chain is None:
             return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-        values = np.clip([self._with_chains(of[t]) for t in range(len(mean))], *bounds)
+        values = np.clip([self.with_chains(of.at[t], of.by_chain[t], self._later())[0] for t in range(len(mean))], *bounds)
         low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=1)
         return mean, low, high
 
-    def _with_chains(self, of: Resampled) -> np.ndarray:
-        """The mean over chains of each resample (R,), with the chain effect of ``paired.chain_difference`` added."""
+    def _later(self) -> np.random.Generator:
+        """Random numbers as they stood after the resampling, for every statistic the same."""
         rng = np.random.default_rng()
         rng.bit_generator.state = self._after
-        values, n_chains = of.by_chain.mean(axis=0), len(self.seeds)
-        of_chains, by_images = self._chain_variance(of.at, of.by_chain)
-        if of_chains > 0:
-            plausible = of_chains * (n_chains - 1) / rng.chisquare(n_chains - 1, size=len(values))
-            values = values + np.sqrt(np.maximum(plausible - by_images, 0)) * rng.standard_normal(len(values))
-        return values
+        return rng
 
 
 # ---------------------------------------------------------------- statistics that are vectors

@@ -225,6 +225,7 @@ class _Design:
             )
         self.rows = self._cells(n)
         self.component = self._components()
+        self.parts = {c: self._numbered(c) for c in np.unique(self.component)}
         self.shared_test = len(np.unique(self.component)) < len(self.folds)
         self.note = "" if len(self.seeds) > 1 else "one chain: the interval leaves out the variation between chains"
         if n and len(self.rows) == 1:
@@ -291,6 +292,15 @@ class _Design:
         graph = coo_array((ones, (pairs // self.n_groups, n_folds + pairs % self.n_groups)), shape=(size, size))
         return connected_components(graph, directed=False)[1][:n_folds]
 
+    def _numbered(self, component: int) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+        """Of one component: the number (n_groups,) of each group within it (−1: not there), how many groups it has, its rows,
+        and the number of each row's group."""
+        members = np.flatnonzero(np.isin(self.fold, np.flatnonzero(self.component == component)))
+        groups, local = np.unique(self.code[members], return_inverse=True)
+        number = np.full(self.n_groups, -1)
+        number[groups] = np.arange(len(groups))
+        return number, len(groups), members, local
+
     @property
     def counts(self) -> dict[str, object]:
         n_images = 0
@@ -326,18 +336,11 @@ class _Design:
         """The metric of each cell, with groups numbered within the fold's component."""
         threshold = self._threshold(threshold)
         out = []
-        self._local = {}
-        for c in np.unique(self.component):
-            members = np.flatnonzero(np.isin(self.fold, np.flatnonzero(self.component == c)))
-            groups, local = np.unique(self.code[members], return_inverse=True)
-            full = np.full(self.n_groups, -1)
-            full[groups] = np.arange(len(groups))
-            self._local[c] = (full, len(groups), members, local)
-        for (s, f), rows in self.rows.items():
-            full, n_groups, _, _ = self._local[self.component[f]]
+        for (_, f), rows in self.rows.items():
+            number, n_groups, _, _ = self.parts[self.component[f]]
             cut = threshold if np.ndim(threshold) == 0 else threshold[rows]
             out.append(
-                _resample.prepare(metric, self.y[rows], self.scores[name][rows], full[self.code[rows]], n_groups, cut)
+                _resample.prepare(metric, self.y[rows], self.scores[name][rows], number[self.code[rows]], n_groups, cut)
             )
         return out
 
@@ -378,7 +381,7 @@ class _Design:
         n_chains, n_folds = len(self.seeds), len(self.folds)
         by_chain = np.zeros((n_chains, n_resamples))
         for c in np.unique(self.component):
-            _, n_groups, members, local = self._local[c]
+            _, n_groups, members, local = self.parts[c]
             inside = [k for k, (_, f) in enumerate(self.rows) if self.component[f] == c]
             n_rows = max(len(rows) for (_, f), rows in self.rows.items() if self.component[f] == c)
             stratum = _resample.strata(self.y[members], local, n_groups)
@@ -389,18 +392,23 @@ class _Design:
                     value = sum(sign * metrics[k].under(w) for metrics, sign in parts)
                     by_chain[k // n_folds, block] += value / n_folds
                 done += w.shape[1]
-        values = by_chain.mean(axis=0)
-        images = float(np.nanvar(values, ddof=1)) if np.isfinite(values).any() else 0.0
-        of_chains, by_images = self._chain_variance(at, by_chain)
-        between = max(of_chains - by_images, 0.0)
-        if of_chains > 0:
-            plausible = of_chains * (n_chains - 1) / rng.chisquare(n_chains - 1, size=n_resamples)
-            values = values + np.sqrt(np.maximum(plausible - by_images, 0)) * rng.standard_normal(n_resamples)
+        values, images, between = self.with_chains(at, by_chain, rng)
         boot = summarise(float(at.mean()), np.clip(values, *bounds), level, identical=identical)
         if boot.standard_error is not None:
             boot = replace(boot, standard_error=float(np.sqrt(images + between)))
         share = between / (images + between) if n_chains > 1 and images + between > 0 else None
         return boot, share
+
+    def with_chains(self, at: np.ndarray, by_chain: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+        """The mean over chains of each resample (R,) with the chain effect added (see :func:`chain_difference`), and the
+        variances that images and chains contribute. ``at`` (C,) cells, ``by_chain`` (S, R)."""
+        values, n_chains = by_chain.mean(axis=0), len(self.seeds)
+        images = float(np.nanvar(values, ddof=1)) if np.isfinite(values).any() else 0.0
+        of_chains, by_images = self._chain_variance(at, by_chain)
+        if of_chains > 0:
+            plausible = of_chains * (n_chains - 1) / rng.chisquare(n_chains - 1, size=len(values))
+            values = values + np.sqrt(np.maximum(plausible - by_images, 0)) * rng.standard_normal(len(values))
+        return values, images, max(of_chains - by_images, 0.0)
 
     def _chain_variance(self, at: np.ndarray, by_chain: np.ndarray) -> tuple[float, float]:
         """Variance of the mean as the spread of chain means shows it, and the part of that which the sampling of images

@@ -73,9 +73,14 @@ class DelongTest:
 def auc(y_true, y_score) -> float:
     """Area under the ROC curve: P(score of a positive > score of a negative) + ½ P(equal).
 
-    ``y_true`` (n,) of 0 and 1, ``y_score`` (n,) finite. Raises MstlError where a class is missing.
+    ``y_true`` (n,) of 0 and 1, ``y_score`` (n,) finite; or class indices and one column a class, ``y_score`` (n, K): of
+    two classes the AUC of the last, of more the mean of one against the rest. Raises MstlError where a class is missing.
     """
-    y, s = _pair(y_true, y_score)
+    scores = np.asarray(y_score)
+    if scores.ndim == 2 and scores.shape[1] > 2:
+        y = _check.labels(y_true, scores.shape[1])
+        return float(np.mean([auc(y == k, scores[:, k]) for k in range(scores.shape[1])]))
+    y, s = _pair(y_true, scores[:, -1] if scores.ndim == 2 else scores)
     return float(placements(y, s)[0].mean())
 
 
