@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,9 @@ from mstl.study import RECORD, slug
 from mstl.studyfile import TUNED, Analysis, Bridge, Lineage, Study, Target, is_weights, read_study, studies
 
 __all__ = ["PlannedRun", "Study", "finished", "folder", "plan", "read_study", "studies", "verify"]
+
+#: What a task is, whoever learns it.
+_TASK = ("data", "classes", "options", "design", "folds", "draws", "n_train", "n_val", "test", "group_by_cluster", "title")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ def plan(study: Study) -> list[PlannedRun]:
                              outputs=["predictions.csv", "transferability.csv", "metrics.json"]))
     main = [run.path for run in targets if _compared(study, run, targets)]
     runs.append(_run("60_comparison", _comparison(study) | {"predictions": main}, needs=main, outputs=["metrics.json"]))
-    runs += [_analysis(study, entry, runs) for entry in study.analyses]
+    for entry in study.analyses:  # one may read those before it
+        runs.append(_analysis(study, entry, runs))
     if study.show_reference:
         runs += _reference(study)
     twice = {run.path for run in runs if [other.path for other in runs].count(run.path) > 1}
@@ -132,8 +137,7 @@ def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict
 
 def _probe(study: Study, lineage: Lineage, name: str, before: list[PlannedRun]) -> dict[str, Any]:
     target = study.targets[name]
-    keys = ("data", "classes", "options", "design", "folds", "draws", "n_train", "n_val", "test", "group_by_cluster", "title")
-    return {key: getattr(target, key) for key in keys} | {
+    return {key: getattr(target, key) for key in _TASK} | {
         "target": name, "lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "seeds": study.seeds,
         "parents": [run.path for run in before], "sizes": study.probe.sizes, "n_max": study.probe.n_max}
 
@@ -151,8 +155,7 @@ def _target(
     seeds = target.seeds or (study.scratch_seeds if arm == "scratch" else []) or study.seeds
     if bridge is not None and bridge.seeds:
         seeds = [seed for seed in seeds if seed in bridge.seeds]
-    keys = ("data", "classes", "options", "design", "folds", "draws", "n_train", "n_val", "test", "group_by_cluster", "title")
-    return {key: getattr(target, key) for key in keys} | {
+    return {key: getattr(target, key) for key in _TASK} | {
         "target": name, "variant": variant, "arm": arm, "lineage": lineage.name, "backbone": lineage.backbone,
         "source": lineage.source if arm != "scratch" else "", "bridge": bridge.name if bridge else "", "parent": parent,
         "seeds": seeds, "recipe": recipe, "lrs": tuning.lrs, "steps": tuning.steps,
@@ -188,7 +191,7 @@ def _compared(study: Study, run: PlannedRun, targets: list[PlannedRun]) -> bool:
 def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Mapping[str, Path] | None = None) -> PlannedRun:
     """An analysis of what ``runs`` leave: it is given what its notebook declares. ``tables``: folders of committed results in
     the place of the runs."""
-    read = [run.path for run in runs if any(fnmatch.fnmatchcase(run.path, pattern) for pattern in entry.reads)]
+    read = _matching(entry, runs)
     if not read and entry.reads:
         raise MstlError(f"Study {study.name}: the analysis {entry.notebook} reads {', '.join(entry.reads)}, which no run of the study "
                         "matches: name runs as stage/slug, with * for any letters.")
@@ -198,7 +201,8 @@ def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Map
     given = _comparison(study) | {
         "threads": study.threads, "image_size": study.image_size, "seeds": study.seeds,
         "bridges": {bridge.name: bridge.model_dump(exclude_defaults=True, exclude={"name", "targets", "lineages", "seeds"}) for bridge in study.bridges},
-        "predictions": [path for path in read if path.startswith(("30_target/", "35_probe/"))],
+        "parents": [path for path in read if path.startswith(("10_source/", "20_bridge/"))],
+        "predictions": [path for path in read if not path.startswith(("10_source/", "20_bridge/"))],
         "scores": [path for path in read if path.startswith("35_probe/")]}
     parameters = {key: value for key, value in given.items() if key in declared} | entry.parameters
     if tables is None:
@@ -206,7 +210,7 @@ def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Map
     for key, name in (("predictions", "predictions.csv"), ("scores", "transferability.csv")):
         if key in parameters:
             parameters[key] = [os.path.relpath(tables[path] / name, paths.home()) for path in parameters[key]]
-    files = [table for path in read for table in sorted(tables[path].glob("*.csv")) if table.name != "history.csv"]
+    files = [table for path in read for table in _tables(tables[path])]
     return _run(entry.notebook, parameters, name=entry.name, outputs=["metrics.json"], files=files)
 
 
@@ -214,7 +218,8 @@ def _reference(study: Study) -> list[PlannedRun]:
     """The analyses of the reference study, recomputed from its committed tables with its own declaration.
 
     The tables come in the order of the study's file, so that its first target is also the first in every table and figure.
-    An analysis of runs that are not all committed is left out.
+    An analysis of runs that are not all committed is left out. A chapter that trains its own networks (it has the parameter
+    ``results``) reads its committed tables in place of training.
     """
     tables = {f"{path.parent.parent.name}/{path.parent.name}": path.parent
               for path in paths.share("data", "reference").glob("*/*/predictions.csv")}
@@ -226,14 +231,32 @@ def _reference(study: Study) -> list[PlannedRun]:
     entries = [Analysis(notebook="60_comparison", reads=compared.needs), *reference.analyses]
     out = []
     for entry in entries:
-        matched = [run.path for run in runs if any(fnmatch.fnmatchcase(run.path, pattern) for pattern in entry.reads)]
+        own = entry.model_copy(update={"name": "reference" if entry.name == "all" else f"reference-{entry.name}"})
+        matched = _matching(entry, runs)
         committed = [path for path in matched if path in tables]
-        if committed and (committed == matched or entry.notebook == "60_comparison"):
-            own = entry.model_copy(update={"name": "reference" if entry.name == "all" else f"reference-{entry.name}"})
+        results = paths.share("data", "reference", entry.notebook, entry.name)
+        run = None
+        if "results" in templates.parameters(entry.notebook):
+            if (results / RECORD).is_file():
+                given = entry.parameters | {"results": os.path.relpath(results, paths.home())}
+                run = _analysis(reference, own.model_copy(update={"reads": [], "parameters": given}), runs, {})
+                run = dataclasses.replace(run, files=_tables(results))
+        elif committed and (committed == matched or (entry.notebook, entry.name) == ("60_comparison", "all")):
             run = _analysis(reference, own, runs, tables)
+        if run is not None:
             parameters = run.parameters | {"study": study.name, "out": f"runs/{study.name}/{run.stage}/{run.slug}"}
-            out.append(PlannedRun(run.stage, run.slug, run.notebook, parameters, run.needs, run.outputs, run.files))
+            out.append(dataclasses.replace(run, parameters=parameters))
     return out
+
+
+def _matching(entry: Analysis, runs: list[PlannedRun]) -> list[str]:
+    """The runs that an analysis reads."""
+    return [run.path for run in runs if any(fnmatch.fnmatchcase(run.path, pattern) for pattern in entry.reads)]
+
+
+def _tables(results: Path) -> list[Path]:
+    """The tables of a committed run that an analysis may read."""
+    return [table for table in sorted(results.glob("*.csv")) if table.name != "history.csv"]
 
 
 def _simulated(name: str) -> bool:

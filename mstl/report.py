@@ -27,18 +27,25 @@ import yaml
 
 from mstl import paths
 from mstl.errors import MstlError
+from mstl.study import RECORD
 
 #: The stages whose executed notebook the book shows, with the title of the page that stands in where a study has no such run.
 STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage", "35_probe": "Probe stage",
           "40_transferability": "Transferability", "50_ablation_half_cells": "Fewer cell images, fewer cell lines",
           "51_ablation_bridge": "Cells, or anything?", "52_ablation_radimagenet": "Radiology or photographs as the source", "53_leakage": "Leakage",
-          "54_when_does_a_bridge_help": "When does a bridge help?", "60_comparison": "Comparison", "61_operating_points": "Operating points"}
+          "54_when_does_a_bridge_help": "When does a bridge help?", "60_comparison": "Comparison", "61_operating_points": "Operating points",
+          "70_detection": "Detection", "71_bone_tumours": "Bone tumours", "72_robustness": "Robustness", "73_backbones": "The classic backbones",
+          "74_two_views": "Two views"}
+#: Analyses that the book shows once more, of another chapter's predictions: (stage, name).
+NAMED = {("60_comparison", "detection"): "Comparison of the detectors", ("61_operating_points", "detection"): "Operating points of the detectors"}
 #: Analyses that the book shows twice: of the study's own runs, and of the committed tables of the reference study.
 RECOMPUTED = ("40_transferability", "50_ablation_half_cells", "51_ablation_bridge", "52_ablation_radimagenet", "54_when_does_a_bridge_help",
-              "61_operating_points")
+              "61_operating_points", "70_detection", "71_bone_tumours", "72_robustness", "73_backbones", "74_two_views")
 #: A page whose notebook is another page's template has a title of its own.
 TITLES = {"60_comparison": "The comparison of this study", "reference": "The comparison of the reference study, recomputed"} | {
-    f"{stage}_reference": f"{STAGES[stage]}: the reference study, recomputed" for stage in RECOMPUTED}
+    f"{stage}_reference": f"{STAGES[stage]}: the reference study, recomputed" for stage in RECOMPUTED} | {
+    f"{stage}_{name}": title for (stage, name), title in NAMED.items()} | {
+    f"{stage}_{name}_reference": f"{title}: the reference study, recomputed" for (stage, name), title in NAMED.items()}
 _GLUE_PREFIX = "application/papermill.record/"
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^.*\r(?!\n)", re.MULTILINE)
 
@@ -54,8 +61,8 @@ def build_book(study: str = "workshop", *, out: str | Path | None = None) -> Pat
 
     chosen = read_study(study)
     runs = [BookRun(run.stage, run.slug, paths.home("runs", chosen.name, run.stage, run.slug), run.parameters) for run in plan(chosen)]
-    check_reference([paths.home(table) for run in runs if run.slug == "reference"
-                     for table in run.parameters.get("predictions", [])])
+    check_reference([paths.home(table) for run in runs if run.slug.startswith("reference")
+                     for table in [*run.parameters.get("predictions", []), *([f"{run.parameters['results']}/{RECORD}"] if run.parameters.get("results") else [])]])
     source = assemble(paths.home("_build", "book-source", chosen.name), notebooks=choose(runs, study),
                       pages={"colophon": colophon(chosen.name, runs, reference_records()), "cards": cards()})
     index = render(source, Path(out) if out else paths.home("_build", "html")) / "index.html"
@@ -93,7 +100,7 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
     """The executed notebook behind each page: the first run of a stage, of the target stage the first of arm ``mstl``."""
     pages: dict[str, Path] = {}
     for stage in STAGES:
-        candidates = [run for run in runs if run.stage == stage and run.slug != "reference"]
+        candidates = [run for run in runs if run.stage == stage and not run.slug.startswith("reference") and (stage, run.slug) not in NAMED]
         if stage == "30_target":
             candidates = [run for run in candidates if run.parameters.get("arm") == "mstl"] or candidates
         if candidates:
@@ -103,6 +110,10 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
             pages[f"{run.stage}_reference"] = run.notebook
         elif study == "reference" and run.stage in RECOMPUTED and run.stage in pages:
             pages[f"{run.stage}_reference"] = pages[run.stage]
+        if (run.stage, name := run.slug.removeprefix("reference-")) in NAMED:
+            pages[f"{run.stage}_{name}" + ("_reference" if run.slug != name else "")] = run.notebook
+            if study == "reference":
+                pages[f"{run.stage}_{name}_reference"] = run.notebook
     recomputed = [run for run in runs if run.path == "60_comparison/reference"]
     if recomputed:
         pages["reference"] = recomputed[0].notebook
