@@ -1,7 +1,7 @@
 """Ablations of the bridge: what each bridge adds to the same images, folds and chains, against another bridge or none.
 
 In these tables a *model* is what it was started from: ``ctl`` (the source network), or the name of the bridge. Every figure is the
-mean over chains and folds of a difference in AUC within a fold, with the interval of ``mstl.metrics.paired.chain_difference``.
+mean over chains and folds of a difference in AUC within a fold, with the interval of :func:`mstl.comparison.differences`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mstl import predictions
+from mstl import comparison, predictions
+from mstl.comparison import BLOCK
 from mstl.errors import MstlError
-from mstl.metrics import paired
 
-BLOCK = ["target", "variant", "backbone"]
 _COUNTS = ["n_images", "n_groups", "n_chains", "n_folds"]
 
 
@@ -44,41 +43,14 @@ def effects(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: flo
     Columns: target, variant, backbone, a, b, estimate, low, high, p, mean_a, mean_b, n_train, counts, note. Chains that only one
     of the two has are left out. Raises MstlError when two models of a pair do not cover the same test images.
     """
-    rows = []
-    test = table[table["split"] == "test"]
-    for key, block in test.groupby(BLOCK, sort=False):
-        names = predictions.classes(block)
-        order = {name: index for index, name in enumerate(names)}
-        models = {model: part for model, part in block.groupby("model", sort=False)}
-        for a, b in pairs:
-            if a not in models or b not in models:
-                continue
-            both = _together(models[a], models[b], names, (a, b, *key))
-            result = paired.chain_difference(both["y_true"].map(order).to_numpy(), _score(both, names, "_a"), _score(both, names, "_b"),
-                                             seed=both["seed"].to_numpy(), fold=both["fold"].to_numpy(), group=both["group"].to_numpy(),
-                                             level=level, n_resamples=n_resamples, random_seed=seed)
-            rows.append(dict(zip(BLOCK, key, strict=True)) | {"a": a, "b": b, "estimate": result.difference, "low": result.low,
-                        "high": result.high, "p": result.p_value, "mean_a": result.mean_a, "mean_b": result.mean_b,
-                        "n_train": int(both["n_train"].median())} | {c: getattr(result, c) for c in _COUNTS} | {"note": result.note})
     columns = [*BLOCK, "a", "b", "estimate", "low", "high", "p", "mean_a", "mean_b", "n_train", *_COUNTS, "note"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _together(a: pd.DataFrame, b: pd.DataFrame, names: Sequence[str], what: tuple[str, ...]) -> pd.DataFrame:
-    chains = set(a["seed"]) & set(b["seed"])
-    keys = ["seed", "fold", "image_id"]
-    p = [f"p_{name}" for name in names]
-    left, right = a[a["seed"].isin(chains)], b.loc[b["seed"].isin(chains), keys + p]
-    both = left.merge(right, on=keys, suffixes=("_a", "_b"), validate="one_to_one")
-    if not len(both) or len(both) != len(left) or len(both) != len(right):
-        raise MstlError(f"{what[0]} and {what[1]} do not cover the same images of {what[2] or 'the target'} in the same chains and folds "
-                        f"({len(left)} and {len(right)} test rows): run both on the same target.")
-    return both.sort_values(keys, kind="stable")
-
-
-def _score(rows: pd.DataFrame, names: Sequence[str], end: str) -> np.ndarray:
-    values = rows[[f"p_{name}{end}" for name in names]].to_numpy(float)
-    return values[:, -1] if len(names) == 2 else values
+    test = table[table["split"] == "test"]
+    run = [block for _, block in test.groupby(BLOCK, sort=False) if any(set(pair) <= set(block["model"]) for pair in pairs)]
+    if not run:
+        return pd.DataFrame(columns=columns)
+    rows = comparison.differences(pd.concat(run), pairs=pairs, level=level, n_resamples=n_resamples, seed=seed)
+    sizes = test.groupby([*BLOCK, "model"], sort=False)["n_train"].median().astype(int).rename("n_train").reset_index()
+    return rows.merge(sizes, on=[*BLOCK, "model"]).rename(columns={"model": "a", "reference": "b"})[columns]
 
 
 def curve(bridges: Mapping[str, Mapping[str, Any]], full: str) -> pd.DataFrame:
@@ -111,28 +83,21 @@ def way(variant: str) -> str:
 
 
 def verdict(row: Any, margin: float) -> str:
-    """One difference in words of a fixed form: "higher", "lower", "equivalent within ± margin" or "no difference shown"."""
-    if row.low is None or pd.isna(row.low):
-        return "no interval exists"
-    if row.low > 0 or row.high < 0:
-        return "higher" if row.low > 0 else "lower"
-    return f"equivalent within ± {margin:g}" if -margin < row.low and row.high < margin else "no difference shown"
+    """One difference in words of the fixed form of :func:`mstl.comparison.verdict`; ablations belong to no family of tests."""
+    return comparison.verdict(row, margin, exploratory=True)
 
 
 def sentence(rows: pd.DataFrame, titles: Mapping[str, str], *, margin: float = 0.02) -> str:
     """Differences, one a target, each with its interval and verdict."""
-    parts = [f"{titles.get(r.target, r.target) or r.target}: {r.estimate:+.3f} ({r.low:+.3f} to {r.high:+.3f}), {verdict(r, margin)}"
-             if r.low is not None and pd.notna(r.low) else f"{titles.get(r.target, r.target)}: {r.estimate:+.3f}, no interval exists"
-             for r in rows.itertuples()]
-    return "; ".join(parts).replace("-0", "−0")
+    return "; ".join(f"{titles.get(r.target, r.target) or r.target}: {difference}, {verdict(r, margin)}"
+                     for r, difference in zip(rows.itertuples(), comparison.intervals(rows, sign="+"), strict=True))
 
 
 def tidy(rows: pd.DataFrame, *, margin: float = 0.02) -> pd.DataFrame:
     """The table of :func:`effects` to look at."""
     out = rows[["target", "backbone", "a", "b"]].copy()
     out["used by"] = rows["variant"].map(way)
-    out["difference (interval)"] = [f"{r.estimate:+.3f} ({r.low:+.3f} to {r.high:+.3f})".replace("-", "−") if pd.notna(r.low) else f"{r.estimate:+.3f}"
-                                    for r in rows.itertuples()]
+    out["difference (interval)"] = comparison.intervals(rows, sign="+")
     out["reading"] = [verdict(r, margin) for r in rows.itertuples()]
     out["images"], out["chains"] = rows["n_images"], rows["n_chains"]
     keep = ["target", *(["backbone"] if rows["backbone"].nunique() > 1 else []), "used by", "a", "b"]
@@ -156,7 +121,7 @@ def along(rows: pd.DataFrame, parts: pd.DataFrame, full: str) -> pd.DataFrame:
 
 
 def tally(rows: pd.DataFrame, *, margin: float = 0.02, smallest: str = "") -> str:
-    """How many of the differences were higher, lower, equivalent or open, in words of a fixed form, a sentence a way to use the
+    """How many of the differences were higher, lower, equivalent or not shown, in words of a fixed form, a sentence a way to use the
     network; ``comparison``, where there is such a column, is told apart. ``smallest`` names a column whose least value gets a sentence."""
     if rows.empty:
         return "No pair of this comparison was run."
@@ -173,9 +138,9 @@ def tally(rows: pd.DataFrame, *, margin: float = 0.02, smallest: str = "") -> st
 
 def _counts(part: pd.DataFrame, margin: float) -> str:
     said = [verdict(r, margin) for r in part.itertuples()]
-    kinds = {"higher": "higher", "lower": "lower", f"equivalent within ± {margin:g}": f"equivalent within ± {margin:g}", "no difference shown": "open",
-             "no interval exists": "without an interval"}
-    counts = [f"{said.count(word)} {shown}" for word, shown in kinds.items() if said.count(word)]
+    shown = {"a difference is not shown": "not shown", "no interval exists": "without an interval"}
+    order = ["higher", "lower", f"equivalent within ± {margin:g}", *shown]
+    counts = [f"{said.count(word)} {shown.get(word, word)}" for word in order if said.count(word)]
     return f"of {len(said)} differences in AUC, {', '.join(counts)}"
 
 

@@ -100,18 +100,19 @@ def differences(
     level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
     """Within-fold differences of every pair of models of a block, the primary ones first.
 
     Primary is the ``contrast`` (first minus second), or with a ``reference`` every other model minus it; where the models of
     the contrast are not in a table, its first model is the reference. ``p_holm`` is the p-value of a primary difference after
     Holm's correction over all primary ones of the blocks whose target is in ``family`` (all targets when empty); the other
-    rows are exploratory and have none.
+    rows are exploratory and have none. ``pairs``: these (a, b) alone, a minus b, in every block that has both, all exploratory.
 
     Columns: target, variant, backbone, contrast, model, reference, primary, estimate, low, high, p, p_holm, detectable, mean_a, mean_b,
     sd_chains, counts, note, family.
     """
-    settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed)
+    settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed, None if pairs is None else tuple(pairs))
     return _adjusted(
         _frame([_evaluate(key, block, settings, {"differences"}) for key, block in each(table)], "differences"), family
     )
@@ -466,15 +467,18 @@ def _condensed(rows: pd.DataFrame, margin: float, level: float) -> list[str]:
     return out
 
 
-def verdict(row, margin: float, level: float = 0.95) -> str:
-    """What one row of :func:`differences` shows, in words; ``row`` as from ``itertuples``."""
+def verdict(row, margin: float, level: float = 0.95, *, exploratory: bool = False) -> str:
+    """What one row of :func:`differences` shows, in words; ``row`` as from ``itertuples``. An ``exploratory`` one belongs to no family of
+    tests, so its interval decides alone."""
     if row.low is None or pd.isna(row.low):
         return "no interval exists"
+    if exploratory and (row.low > 0 or row.high < 0):
+        return "higher" if row.low > 0 else "lower"
     if (row.low > 0 or row.high < 0) and row.p_holm is not None and row.p_holm < 1 - level:
         return "higher" if row.low > 0 else "lower"
     if -margin < row.low and row.high < margin:
         return f"equivalent within ± {margin:g}"
-    corrected = (row.low > 0 or row.high < 0) and row.p_holm is not None and not pd.isna(row.p_holm)
+    corrected = not exploratory and (row.low > 0 or row.high < 0) and row.p_holm is not None and not pd.isna(row.p_holm)
     return "a difference is not shown" + (f" after Holm's correction (p = {row.p_holm:.3f})" if corrected else "")
 
 
@@ -668,6 +672,7 @@ class _Settings:
     level: float = 0.95
     n_resamples: int = 2000
     seed: int = 0
+    pairs: tuple[tuple[str, str], ...] | None = None
 
 
 def _evaluate(
@@ -675,7 +680,10 @@ def _evaluate(
 ) -> dict[str, list[dict]]:
     """The rows of the wanted ``parts`` of one block. Models with the same chains are resampled together."""
     names = models(block)
-    primary, pairs = _pairs(names, settings.contrast, settings.reference)
+    if settings.pairs is None:
+        primary, pairs = _pairs(names, settings.contrast, settings.reference)
+    else:
+        primary, pairs = [], [pair for pair in settings.pairs if set(pair) <= set(names)]
     wanted = pairs if "differences" in parts else []
     seeds = {name: frozenset(block.loc[(block["model"] == name) & (block["split"] == "test"), "seed"]) for name in names}
     own = {} if parts == {"differences"} else seeds

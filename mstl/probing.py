@@ -19,7 +19,7 @@ import numpy as np
 
 from mstl.errors import MstlError
 from mstl.metrics import transferability
-from mstl.ranking import MEASURES
+from mstl.agreement import MEASURES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,12 +35,11 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network makes of a set: ``features`` float32 (N, D) before its head, ``probabilities`` float64 (N, K) of its
-    head (None where the head was never trained) and the ``lineage`` of its checkpoint."""
+    """What a network makes of a set: ``features`` float32 (N, D) before its head, and ``probabilities`` float64 (N, K) of its
+    head (None where the head was never trained)."""
 
     features: np.ndarray
     probabilities: np.ndarray | None
-    lineage: list[dict]
     sha256: str
 
 
@@ -103,8 +102,8 @@ def describe(folder: str | Path, data: ImageSet, *, rows: np.ndarray | None = No
         kept = cache / f"features-{hashlib.sha256(chr(0).join(decides).encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
             with np.load(kept, allow_pickle=False) as arrays:
-                return Seen(whole(arrays["features"]), whole(arrays["probabilities"]) if trained else None, record.lineage, record.sha256)
-    model = _fitting(checkpoints.load(folder), data)
+                return Seen(whole(arrays["features"]), whole(arrays["probabilities"]) if trained else None, record.sha256)
+    model = fitting(checkpoints.load(folder), data)
     features = training.extract_features(model, data, rows)
     probabilities = training.predict(model, data, rows) if trained else np.zeros((len(rows), 0))
     if kept is not None:
@@ -112,10 +111,10 @@ def describe(folder: str | Path, data: ImageSet, *, rows: np.ndarray | None = No
         aside = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
         np.savez(aside, features=features, probabilities=probabilities)
         os.replace(aside, kept)
-    return Seen(whole(features), whole(probabilities) if trained else None, record.lineage, record.sha256)
+    return Seen(whole(features), whole(probabilities) if trained else None, record.sha256)
 
 
-def _fitting(model, data: ImageSet):
+def fitting(model, data: ImageSet):
     """The model told how many channels the images have; three are made of one where it expects three."""
     from dataclasses import replace
 

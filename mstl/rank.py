@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mstl import paths, probing, ranking
+from mstl import agreement, paths, probing
 from mstl.errors import MstlError
 
 if TYPE_CHECKING:
@@ -30,10 +30,9 @@ _NEGATIVE = ("leep", "nce", "nleep", "gbc")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to start from: a ``name``, its backbone, the size of its images in pixels, and ``build``, which makes it."""
+    """A network to start from: a ``name``, the size of its images in pixels, and ``build``, which makes it."""
 
     name: str
-    backbone: str
     image_size: int
     build: Callable[[], Any]
     trained_head: bool
@@ -69,14 +68,14 @@ def _candidates(word: str, size: int) -> list[Candidate]:
         for folder in folders:
             record = checkpoints.read(folder)
             name = folder.parent.name if folder.name == "checkpoint" else f"{folder.parent.parent.name}/{folder.name}"
-            out.append(Candidate(name if len(folders) > 1 or folder != place else place.name, record.spec.backbone, record.spec.image_size,
+            out.append(Candidate(name if len(folders) > 1 or folder != place else place.name, record.spec.image_size,
                                  lambda folder=folder: checkpoints.load(folder), (record.extra or {}).get("head", "trained") in ("trained", "labels")))
         return out
     backbone, equals, file = word.partition("=")
     if equals and not Path(file).expanduser().exists():
         raise MstlError(f"The weights {file} of the candidate {word} do not exist: mend the path.")
     weights = str(Path(file).expanduser()) if equals else "imagenet"
-    return [Candidate(word, backbone, size, lambda: backbones.create(backbone, 1000 if not equals else 2, image_size=size, weights=weights), not equals)]
+    return [Candidate(word, size, lambda: backbones.create(backbone, 1000 if not equals else 2, image_size=size, weights=weights), not equals)]
 
 
 def training_part(name: str, classes: Sequence[str] = ()) -> Callable[[int], ImageSet]:
@@ -121,7 +120,7 @@ def rank(data: Callable[[int], ImageSet], found: Sequence[Candidate], *, measure
             labels, groups, ids = images.labels[rows], np.unique(images.groups[rows], return_inverse=True)[1], images.ids[rows]
         elif not (images.ids[rows] == ids).all():
             raise MstlError("The target has other images at another size, so candidates cannot be compared: prepare it anew.")
-        model = probing._fitting(candidate.build(), images)
+        model = probing.fitting(candidate.build(), images)
         theta = training.predict(model, images, rows) if candidate.trained_head else None
         seen[candidate.name] = (training.extract_features(model, images, rows), theta)
     heads = {None if theta is None else theta.shape[1] for _, theta in seen.values()}
@@ -174,7 +173,7 @@ def reliability(measures: Sequence[str]) -> str:
         return "The reference study has no tables of these measures here, so how reliable such a ranking is cannot be said."
     from mstl import ablation
 
-    found = ranking.agreements(ranking.checkpoints(ranking.read(folders), ablation.read(folders)), n_resamples=500)
+    found = agreement.agreements(agreement.checkpoints(agreement.read(folders), ablation.read(folders)), n_resamples=500)
     shown = [probing.MEASURES[name][0] for name in measures]
     own = found[found["measure"].isin(shown) & found["kendall"].notna()]
     lines = [f"  {row.measure:<10} {row.target:<14} {row.kendall:+.2f} ({row.kendall_low:+.2f} to {row.kendall_high:+.2f}), {row.n} checkpoints"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from mstl import ablation, predictions
+from mstl import ablation, comparison, predictions
 from mstl.errors import MstlError
 
 _TRAINED_ELSEWHERE = (".pt", ".pth", ".safetensors", ".bin")
@@ -107,15 +107,10 @@ def answer(rows: pd.DataFrame, titles: Mapping[str, str], *, margin: float = 0.0
     """The differences of the pair asked for in words of a fixed form, generated from their numbers, and what was not tested."""
     own = rows[rows["primary"]]
     parts = []
-    for row in own.itertuples():
+    for row, difference in zip(own.itertuples(), comparison.intervals(own, sign="+"), strict=True):
         where = (titles.get(row.target, row.target) or "all images") + (f", {row.variant}" if row.variant else "")
         where += f", {row.backbone}" if own["backbone"].nunique() > 1 else ""
-        if row.low is None or pd.isna(row.low):
-            parts.append(f"{where}: {_signed(row.estimate)}, no interval exists")
-            continue
-        verdict = "higher" if row.low > 0 else "lower" if row.high < 0 else \
-            f"equivalent within ± {margin:g}" if -margin < row.low and row.high < margin else "a difference is not shown"
-        parts.append(f"{where}: {_signed(row.estimate)} ({_signed(row.low)} to {_signed(row.high)}), {verdict}")
+        parts.append(f"{where}: {difference}, {ablation.verdict(row, margin)}")
     images = "simulated images (which check the machinery, not the claim)" if simulated else "real images"
     first = f"{own['a'].iloc[0]} − {own['b'].iloc[0]}, " if len(own) else ""
     said = f"Difference in AUC, {first}on {images} — " + ("; ".join(parts) or "the pair was not run on one target") + "."
@@ -134,10 +129,6 @@ def _steps(recipe: Mapping[str, Any], images: int | None) -> int | None:
     if not recipe or not images:
         return None
     return recipe.get("steps") or (recipe.get("epochs") or 10) * math.ceil(images / recipe.get("batch_size", 32))
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def _listed(part: pd.DataFrame) -> str:

@@ -88,11 +88,11 @@ def test_a_killed_study_completes_when_it_is_called_again(tiny):
 
 @pytest.mark.slow
 def test_the_probe_stage_measures_every_checkpoint_on_the_training_part_and_tests_it_on_every_image(tiny):
-    from mstl import checkpoints, probing, ranking
+    from mstl import agreement, checkpoints, probing
     from mstl.datasets import load, splits
 
     runs = tiny[0] / "runs" / "tiny"
-    scores = ranking.read([runs / "35_probe" / "chest-vit"])
+    scores = agreement.read([runs / "35_probe" / "chest-vit"])
     assert sorted(zip(scores["bridge"], scores["seed"], scores["fold"])) == sorted([("", 0, f) for f in range(3)] + [("cells", s, f) for s in (0, 1) for f in range(3)])
     table = predictions.read([runs / "35_probe" / "chest-vit"])
     test = table[(table["split"] == "test") & (table["variant"] == "probe")]

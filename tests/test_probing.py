@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mstl import ablation, checkpoints, predictions, probing, ranking, training
+from mstl import ablation, agreement, checkpoints, predictions, probing, training
 from mstl.datasets import load, splits
 from mstl.errors import MstlError
 from mstl.metrics import roc, transferability
@@ -136,7 +136,7 @@ def test_sizes_of_the_atlas_are_nested_and_those_out_of_reach_are_left_out(image
 # ------------------------------------------------------------------------------------------------------------------ ranking
 
 
-def tables(n_bridges=14, chains=2, noise=0.0, seed=0):
+def tables(n_bridges=14, chains=2, seed=0):
     """Scores and predictions where LogME tells the truth and the H-score the contrary; AUC grows from bridge to bridge."""
     random = np.random.default_rng(seed)
     truth = np.tile([0, 1], 40)
@@ -152,45 +152,45 @@ def tables(n_bridges=14, chains=2, noise=0.0, seed=0):
             if b or not chain:
                 auc = roc.auc(truth == 1, p)
                 scores.append({"target": "t", "backbone": "net", "source": "s", "bridge": bridge, "hop": "h", "seed": chain, "fold": 0, "n": 50,
-                               "source_classes": 1000 if not b else 30 if b % 3 else 6, "leep": auc, "logme": auc + random.normal() * noise, "h_score": -auc})
+                               "source_classes": 1000 if not b else 30 if b % 3 else 6, "leep": auc, "logme": auc, "h_score": -auc})
     return pd.DataFrame(scores), predictions.check(pd.DataFrame(rows))
 
 
 def test_a_perfect_measure_agrees_perfectly_and_a_reversed_one_disagrees():
     scores, table = tables()
-    scores.loc[0, ["logme", "h_score"]] = np.array([1, -1]) * ranking.reached(table).query("bridge == ''")["auc"].mean()  # the source is a mean over chains
-    found = ranking.agreements(ranking.checkpoints(scores, table), n_resamples=100).set_index("measure")
+    scores.loc[0, ["logme", "h_score"]] = np.array([1, -1]) * agreement.reached(table).query("bridge == ''")["auc"].mean()  # the source is a mean over chains
+    found = agreement.agreements(agreement.checkpoints(scores, table), n_resamples=100).set_index("measure")
     assert found.loc["LogME", "kendall"] == pytest.approx(1) and found.loc["H-score", "kendall"] == pytest.approx(-1)
     assert found.loc["LogME", "n"] == 29 and found.loc["LogME", "n_groups"] == 15
-    assert "lay above zero in 1" in ranking.answer(found.reset_index(), measures=["LogME", "H-score"])
-    assert "below zero in 1" in ranking.answer(found.reset_index(), measures=["LogME", "H-score"])
+    assert "lay above zero in 1" in agreement.answer(found.reset_index(), measures=["LogME", "H-score"])
+    assert "below zero in 1" in agreement.answer(found.reset_index(), measures=["LogME", "H-score"])
 
 
 def test_a_measure_of_the_head_is_compared_between_heads_of_equal_size_only():
     scores, table = tables()
-    found = ranking.agreements(ranking.checkpoints(scores, table), n_resamples=100).set_index("measure")
+    found = agreement.agreements(agreement.checkpoints(scores, table), n_resamples=100).set_index("measure")
     assert found.loc["LEEP", "source_classes"] == 30 and found.loc["LEEP", "n"] == 2 * sum(b % 3 != 0 for b in range(1, 15))
-    shown = ranking.comparable(ranking.checkpoints(scores, table))
+    shown = agreement.comparable(agreement.checkpoints(scores, table))
     assert shown["leep"].notna().sum() == found.loc["LEEP", "n"] and shown["logme"].notna().all()
 
 
 def test_few_checkpoints_are_no_evidence_and_the_answer_says_so():
     scores, table = tables(n_bridges=4)
-    found = ranking.agreements(ranking.checkpoints(scores, table), n_resamples=100)
-    assert "cannot say" in ranking.answer(found, measures=["LogME"])
+    found = agreement.agreements(agreement.checkpoints(scores, table), n_resamples=100)
+    assert "cannot say" in agreement.answer(found, measures=["LogME"])
 
 
 def test_the_source_network_stands_for_all_chains():
     scores, table = tables()
-    source = ranking.checkpoints(scores, table).query("bridge == ''")
+    source = agreement.checkpoints(scores, table).query("bridge == ''")
     assert len(source) == 1 and source["n_runs"].iloc[0] == 2
-    assert source["auc"].iloc[0] == pytest.approx(ranking.reached(table).query("bridge == ''")["auc"].mean())
+    assert source["auc"].iloc[0] == pytest.approx(agreement.reached(table).query("bridge == ''")["auc"].mean())
 
 
 def test_what_three_arms_can_show_is_the_t_test_of_a_correlation():
     from scipy import stats
 
-    three = ranking.by_three(0.95)
+    three = agreement.by_three(0.95)
     x, y = np.array([0.0, 1, 2]), None
     angle = np.arccos(0.95)  # three centred points are a circle: r is the cosine of an angle
     u, v = np.array([-1, 0, 1]) / np.sqrt(2), np.array([1, -2, 1]) / np.sqrt(6)
@@ -201,9 +201,9 @@ def test_what_three_arms_can_show_is_the_t_test_of_a_correlation():
 def test_a_table_that_is_no_transferability_table_ends_in_one_sentence(tmp_path):
     (tmp_path / "transferability.csv").write_text("target,backbone\nt,net\n")
     with pytest.raises(MstlError, match="lacks the column 'source'"):
-        ranking.read([tmp_path])
+        agreement.read([tmp_path])
     with pytest.raises(MstlError, match="There is no transferability table"):
-        ranking.read([tmp_path / "none"])
+        agreement.read([tmp_path / "none"])
 
 
 # ----------------------------------------------------------------------------------------------------------------- ablations
@@ -212,7 +212,7 @@ def test_a_table_that_is_no_transferability_table_ends_in_one_sentence(tmp_path)
 def test_an_effect_is_the_mean_of_within_fold_differences(tmp_path):
     _, table = tables(n_bridges=2)
     own = ablation.effects(table, [("b02", "ctl"), ("b02", "absent")], n_resamples=200)
-    reached = ranking.reached(table).set_index(["bridge", "seed"])["auc"]
+    reached = agreement.reached(table).set_index(["bridge", "seed"])["auc"]
     assert len(own) == 1 and own["estimate"].iloc[0] == pytest.approx((reached["b02"] - reached[""]).mean())
     assert own["low"].iloc[0] < own["estimate"].iloc[0] < own["high"].iloc[0] and own["n_chains"].iloc[0] == 2
 
@@ -249,4 +249,4 @@ def test_the_curve_takes_the_parts_of_the_whole_bridge_and_no_substitute():
 def test_verdicts_follow_the_interval_and_the_margin():
     rows = pd.DataFrame({"low": [0.01, -0.03, -0.01, -0.05, None], "high": [0.05, -0.01, 0.015, 0.05, None]})
     assert [ablation.verdict(r, 0.02) for r in rows.itertuples()] == [
-        "higher", "lower", "equivalent within ± 0.02", "no difference shown", "no interval exists"]
+        "higher", "lower", "equivalent within ± 0.02", "a difference is not shown", "no interval exists"]
