@@ -72,9 +72,10 @@ def preparation() -> list[tuple[str, float, float]]:
 
 
 _PLAIN = """
-import json, sys
+import builtins, json, sys
+builtins.display = lambda *shown: None
 cells = json.loads(open(sys.argv[1], encoding="utf-8").read())["cells"]
-space = {"display": lambda *shown: None}
+space = {}
 for cell in cells:
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), "cell", "exec"), space)
