@@ -75,8 +75,10 @@ def test_statistics_under_weights_are_those_of_repeated_images():
     hits = detection.per_image(images, found, truth, detection.COCO)
     block = chains.Block(sick, group=groups)
     one = detection.cell_statistics(block.places[0], images, found, hits, truth)
+    two = detection.cell_statistics(block.places[0], images, found, hits, truth, detection.FALSE_POSITIVES)
+    assert one.names == ("ap", "map") and two.names[1] == "sensitivity at 0.25"
     w = rng.integers(0, 4, (one.images.size, 3)).astype(float)
-    got = one.under(w)
+    got, curve = one.under(w), two.under(w)
     code = block.places[0].code
     for r in range(3):
         times = w[code, r].astype(int)
@@ -86,10 +88,8 @@ def test_statistics_under_weights_are_those_of_repeated_images():
         h = detection.per_image(list(repeat["new"]), f, t, detection.COCO)
         assert got[0, r] == pytest.approx(detection.average_precision(f["score"], h[:, 0], len(t)))
         assert got[1, r] == pytest.approx(np.mean([detection.average_precision(f["score"], h[:, k], len(t)) for k in range(10)]))
-        assert got[2:7, r] == pytest.approx(detection.froc(f["score"], h[:, 0], len(t), len(repeat)))
-    assert one.value() == pytest.approx(one.under(np.ones((one.images.size, 1)))[:, 0])
-    x, y = one.curve()
-    assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all() and y[-1] == pytest.approx(hits[:, 0].sum() / len(truth))
+        assert curve[:5, r] == pytest.approx(detection.froc(f["score"], h[:, 0], len(t), len(repeat)))
+    assert two.value() == pytest.approx(two.under(np.ones((one.images.size, 1)))[:, 0]) and two.value()[5] == two.value()[:5].mean()
 
 
 def test_an_interval_over_groups_holds_the_estimate_and_widens_with_larger_groups():

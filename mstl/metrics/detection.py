@@ -88,9 +88,9 @@ def froc(scores, hits, n_truth: int, n_images: int, at: Sequence[float] = FALSE_
 class Scored:
     """The detections of one cell (chain and fold), highest score first, and how many images and true boxes each group has.
 
-    ``value()`` and ``under(w)`` give a vector, ``names`` says of what: average precision at the first bar, its mean over all bars,
-    then FROC's sensitivity at each of ``at`` false positives an image (first bar), then their mean. This is what
-    :meth:`mstl.metrics.chains.Block.resample` takes.
+    ``value()`` and ``under(w)`` give a vector, ``names`` says of what: with ``at``, FROC's sensitivity at each of these false positives an
+    image (first bar), then their mean; with an empty ``at``, average precision at the first bar, then its mean over all bars. This is
+    what :meth:`mstl.metrics.chains.Block.resample` takes.
     """
 
     hit: np.ndarray  # (n, T)
@@ -101,7 +101,7 @@ class Scored:
     at: tuple[float, ...]
 
     @classmethod
-    def of(cls, scores, hits, code, truth, images, at: Sequence[float] = FALSE_POSITIVES) -> Scored:
+    def of(cls, scores, hits, code, truth, images, at: Sequence[float] = ()) -> Scored:
         """``scores`` (n,), ``hits`` (n, T), ``code`` (n,) in 0 … G−1, ``truth`` and ``images`` (G,) counts."""
         score, hit = np.asarray(scores, float), np.asarray(hits, bool)
         order = np.argsort(-score, kind="stable")
@@ -109,23 +109,19 @@ class Scored:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("ap", "map", *(f"sensitivity at {f:g}" for f in self.at), "mean sensitivity")
+        return (*(f"sensitivity at {f:g}" for f in self.at), "mean sensitivity") if self.at else ("ap", "map")
 
     def value(self) -> np.ndarray:
         return self.under(np.ones((len(self.truth), 1)))[:, 0]
 
     def under(self, w: np.ndarray) -> np.ndarray:
         """(V, r) under group weights (G, r)."""
-        each, n_truth, n_images = w[self.code], self.truth @ w, self.images @ w
-        ap = [_average_precision(each * bar[:, None], each * ~bar[:, None], n_truth) for bar in self.hit.T]
-        found = _froc(each * self.hit[:, :1], each * ~self.hit[:, :1], self.ends, n_truth, n_images, self.at)
-        return np.vstack([ap[0], np.mean(ap, axis=0), found, found.mean(0)])
-
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """False positives an image and sensitivity of the FROC curve's steps."""
-        hit = self.hit[:, 0]
-        false, found = np.cumsum(~hit) / self.images.sum(), np.cumsum(hit) / max(self.truth.sum(), 1)
-        return np.append(0, false[self.ends]), np.append(0, found[self.ends])
+        each, n_truth = w[self.code], self.truth @ w
+        if not self.at:
+            ap = [_average_precision(each * bar[:, None], each * ~bar[:, None], n_truth) for bar in self.hit.T]
+            return np.stack([ap[0], np.mean(ap, axis=0)])
+        found = _froc(each * self.hit[:, :1], each * ~self.hit[:, :1], self.ends, n_truth, self.images @ w, self.at)
+        return np.vstack([found, found.mean(0)])
 
 
 def per_image(images: Sequence[str], detected, truth, bars: Sequence[float] = (0.5,)) -> np.ndarray:
@@ -146,7 +142,7 @@ def per_image(images: Sequence[str], detected, truth, bars: Sequence[float] = (0
     return hit
 
 
-def cell_statistics(cell, images: Sequence[str], detected, hits, truth, at: Sequence[float] = FALSE_POSITIVES) -> Scored:
+def cell_statistics(cell, images: Sequence[str], detected, hits, truth, at: Sequence[float] = ()) -> Scored:
     """The statistics of one :class:`mstl.metrics.chains.Cell`, whose rows are the ``images`` of its chain and fold in order."""
     place = {image: code for image, code in zip(images, cell.code, strict=True)}
     boxes_of = np.bincount([place[image] for image in truth["image"]], minlength=cell.n_groups)
