@@ -110,12 +110,12 @@ class YOLOv5u(nn.Module):
         os.environ.setdefault("YOLO_VERBOSE", "false")
         try:
             from ultralytics.cfg import get_cfg
-            from ultralytics.nn.tasks import DetectionModel
+            from ultralytics.nn.tasks import DetectionModel, yaml_model_load
         except ImportError as missing:
             raise MstlError("detector='yolov5u' needs the package ultralytics (AGPL-3.0): pip install 'mstl[detection]', or use 'ssdlite'.") from missing
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.net = DetectionModel("yolov5n.yaml", ch=3, nc=1, verbose=False)
+            self.net = DetectionModel(yaml_model_load("yolov5n.yaml") | {"nc": 1}, ch=3, verbose=False)
         self.net.args = get_cfg()
         self.keep = keep
         self.spec = backbones.Spec("yolov5n", ("background", "finding"), image_size, channels, "replicate", (0.0,) * 3, (1.0,) * 3)

@@ -36,10 +36,21 @@ BOXES = ["image", "model", "chain", "fold", "score", *CORNERS]
 TRUTH = ["image", "class", *CORNERS]
 #: False positives an image of the drawn FROC curve.
 GRID = tuple(np.linspace(0, 2, 33).tolist())
-QUANTITIES = {"ap": "average precision", "map": "average precision, mean over IoU 0.50:0.95", "mean sensitivity": "FROC: mean sensitivity"}
+QUANTITIES = {"auc": "AUC of the image scores", "ap": "average precision", "map": "average precision, mean over IoU 0.50:0.95", "mean sensitivity": "FROC: mean sensitivity"}
 
 
 # ------------------------------------------------------------------------------------------------------------- training
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the arm ``transfer`` starts: the tensors of a whole detector (``state``) or the folder of a classifier (``folder``), its AUC on
+    held-out source images where there are any, and what it learned from ("boxes" or "labels")."""
+
+    way: str
+    score: float | None
+    state: dict[str, Tensor] | None = None
+    folder: Path | None = None
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -63,6 +74,41 @@ def true_boxes(data: ImageSet) -> list[np.ndarray]:
                         f"{data.size} pixels a side): mend it in the manifest or the archive.")
     rows = data.boxes.groupby("image").indices
     return [corners[rows[i]] if i in rows else np.empty((0, 4)) for i in range(len(data))]
+
+
+def pretrain(
+    kind: str, source: ImageSet, recipe: Recipe, *, backbone: str, seed: int, folder: Path, on_step: Callable[[float], None] | None = None,
+) -> Origin:
+    """A network of the chain ``seed`` trained on the radiographs ``source`` from random weights: the same detector where these have boxes, else
+    a classifier of their labels. A tenth of the groups is held out to see whether it learned anything; nothing is chosen on it."""
+    from mstl import training
+    from mstl.datasets import splits
+    from mstl.models import backbones
+
+    learn, held = splits.one_group_per_class(source)
+    held = held if len(set(source.labels[held])) == len(source.classes) else None
+    recipe = replace(recipe, seed=seed)
+    if source.boxes is not None and len(source.boxes):
+        model, record = fit(start(kind, None, source, backbone=backbone, seed=seed), source, learn, held, recipe, folder=folder, on_step=on_step)
+        return Origin("boxes", record["score"], state=model.state_dict())
+    if kind != "ssdlite":
+        raise MstlError(f"{source.name} has no boxes, and of a classifier only detector='ssdlite' can take over the backbone: choose that, or a source with boxes.")
+    net = backbones.create(backbone, source.classes, image_size=source.size, channels=source.channels, seed=seed)
+    place = Path(folder) / training.fit_key(net, source, learn, held, recipe)[:16]
+    tell = None if on_step is None else lambda row: on_step(row["step"] / row["steps"])
+    trained = training.fit(net, source, learn, held, recipe, folder=place, quiet=True, on_epoch=tell)
+    return Origin("labels", trained.best.get("val_auc"), folder=place)
+
+
+def start(kind: str, origin: Origin | None, data: ImageSet, *, backbone: str, seed: int, keep: int = 10) -> nn.Module:
+    """The detector as training on ``data`` begins: random, or with what ``origin`` brings."""
+    from mstl.models import detector
+
+    model = detector.create(kind, image_size=data.size, channels=data.channels, backbone=backbone, seed=seed, keep=keep,
+                            weights=None if origin is None else origin.folder)
+    if origin is not None and origin.state is not None:
+        model.load_state_dict(origin.state)
+    return model
 
 
 def tune(
@@ -240,14 +286,14 @@ def judge(
     table: pd.DataFrame, found: pd.DataFrame, truth: pd.DataFrame, *, contrast: Sequence[str], iou: float = 0.5, level: float = 0.95, n_resamples: int = 2000,
     seed: int = 0,
 ) -> Judged:
-    """Average precision and FROC of the boxes on the test images of ``table`` (predictions): mean over chains and folds, intervals over
+    """AUC of the images, average precision and FROC of the boxes on the test images of ``table`` (predictions): mean over chains and folds, intervals over
     groups and chains, and the difference of the ``contrast``, first minus second, under the same resamples.
 
     The bar of "ap" and of FROC is ``iou``; "map" is the mean over COCO's ten, whatever that is.
     """
     from mstl import predictions
 
-    tested = table[table["split"] == "test"].sort_values(["model", "seed", "fold", "image_id"], kind="stable")
+    tested = table[table["split"] == "test"].sort_values(["model", "seed", "fold", "image_id"], kind="stable", ignore_index=True)
     models = [model for model in contrast if (tested["model"] == model).any()] or list(dict.fromkeys(tested["model"]))
     first = tested[tested["model"] == models[0]].reset_index(drop=True)
     positive = (first["y_true"] == predictions.classes(first)[-1]).to_numpy()
@@ -266,21 +312,24 @@ def judge(
     bars = (iou, *(bar for bar in detection.COCO))
     wanted = {(kind, model): cells(model, at, b) for model in models
               for kind, at, b in (("precision", (), bars), ("froc", detection.FALSE_POSITIVES, (iou,)), ("curve", GRID, (iou,)))}
-    names = {kind: wanted[kind, models[0]][0].names for kind in ("precision", "froc")}
+    names = {"auc": ("auc",)} | {kind: wanted[kind, models[0]][0].names for kind in ("precision", "froc")}
+    score = predictions.positive(tested)
+    wanted |= {("auc", model): block.metric("auc", score[(tested["model"] == model).to_numpy()].to_numpy()) for model in models}
     drawn = block.resample(wanted, n_resamples, seed)
     counts = dict(n_images=first["image_id"].nunique(), n_groups=first["group"].nunique(), n_boxes=int(truth["image"].isin(ids).sum()),
                   chains=first["seed"].nunique(), folds=first["fold"].nunique())
     rows = []
     for kind, quantities in names.items():
         for k, quantity in enumerate(quantities):
-            pairs = [(model, drawn[kind, model][k], (0.0, 1.0)) for model in models]
+            each = {model: drawn[kind, model] if kind == "auc" else drawn[kind, model][k] for model in models}
+            pairs = [(model, value, (0.0, 1.0)) for model, value in each.items()]
             if len(models) == 2:
-                pairs.append((f"{models[0]} − {models[1]}", drawn[kind, models[0]][k] - drawn[kind, models[1]][k], (-1.0, 1.0)))
+                pairs.append((f"{models[0]} − {models[1]}", each[models[0]] - each[models[1]], (-1.0, 1.0)))
             for name, value, bounds in pairs:
                 got = block.summary(value, level=level, bounds=bounds, what=quantity)
                 p = got.p_value if "−" in name else None
                 rows.append({"quantity": quantity, "model": name, "estimate": got.estimate, "low": got.low, "high": got.high, "p": p,
-                             "sd_chains": got.sd_chains, "iou": math.nan if quantity == "map" else iou} | counts)
+                             "sd_chains": got.sd_chains, "iou": iou if quantity not in ("auc", "map") else math.nan} | counts)
     curves = []
     for model in models:
         mean, low, high = block.band(drawn["curve", model][:len(GRID)], level=level)
@@ -312,7 +361,7 @@ def calls(table: pd.DataFrame, found: pd.DataFrame, truth: pd.DataFrame, model: 
 
 def numbers(rows: pd.DataFrame) -> dict[str, float]:
     """Figures under names that prose can call: ``ap_transfer``, ``ap_transfer_low``, ``_high``, ``ap_difference`` … (NaN where there is none)."""
-    short = {"ap": "ap", "map": "map", "sensitivity at 0.5": "froc_half", "sensitivity at 1": "froc_one", "mean sensitivity": "froc"}
+    short = {"auc": "auc", "ap": "ap", "map": "map", "sensitivity at 0.5": "froc_half", "sensitivity at 1": "froc_one", "mean sensitivity": "froc"}
     out = {}
     for row in rows[rows["quantity"].isin(short)].itertuples():
         stem = f"{short[row.quantity]}_{'difference' if '−' in row.model else row.model}"
@@ -324,11 +373,12 @@ def numbers(rows: pd.DataFrame) -> dict[str, float]:
 def sentence(rows: pd.DataFrame, what: str) -> str:
     """What the boxes show, generated from the rows of :func:`judge`."""
     first, said = rows.iloc[0], []
-    for quantity in ("ap", "map", "mean sensitivity"):
+    for quantity in ("auc", "ap", "map", "mean sensitivity"):
         own = rows[rows["quantity"] == quantity]
         told = [f"{row.model} {_interval(row)}" for row in own.itertuples() if "−" not in row.model]
         told += [f"difference {_interval(row, '+')}" for row in own.itertuples() if "−" in row.model]
-        said.append(f"{QUANTITIES[quantity]}{f' at IoU {row_iou:g}' if (row_iou := first['iou']) and quantity == 'ap' else ''}: " + ", ".join(told))
+        bar = f" at IoU {own['iou'].iloc[0]:g}" if quantity == "ap" else ""
+        said.append(f"{QUANTITIES[quantity]}{bar}: " + ", ".join(told))
     plural = "s" * (first["chains"] != 1)
     return (f"{what} ({first['n_boxes']} boxes on {first['n_images']} test images of {first['n_groups']} groups, {first['chains']} chain{plural}) — "
             + "; ".join(said) + ".")
