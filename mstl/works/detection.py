@@ -379,7 +379,7 @@ def sentence(rows: pd.DataFrame, what: str) -> str:
         told += [f"difference {_interval(row, '+')}" for row in own.itertuples() if "−" in row.model]
         bar = f" at IoU {own['iou'].iloc[0]:g}" if quantity == "ap" else ""
         said.append(f"{QUANTITIES[quantity]}{bar}: " + ", ".join(told))
-    plural = "s" * (first["chains"] != 1)
+    plural = "" if first["chains"] == 1 else "s"
     return (f"{what} ({first['n_boxes']} boxes on {first['n_images']} test images of {first['n_groups']} groups, {first['chains']} chain{plural}) — "
             + "; ".join(said) + ".")
 
