@@ -314,6 +314,14 @@ def test_boxes_are_judged_under_the_same_resamples_and_the_difference_is_that_of
         assert gap["estimate"] == pytest.approx(good["estimate"] - bad["estimate"]) and gap["estimate"] > 0.1
         assert gap["low"] < gap["estimate"] < gap["high"] and good["low"] < good["estimate"] <= good["high"]
     assert set(rows["n_images"]) == {40} and set(rows["n_groups"]) == {20} and set(rows["chains"]) == {2}
+    table, boxes, truth = finished
+    ap = []
+    for chain in (0, 1):  # by hand, chain by chain
+        own = boxes[(boxes["model"] == "transfer") & (boxes["chain"] == chain)].reset_index(drop=True)
+        hits = detection.per_image(list(own["image"]), own, truth, detection.COCO)
+        ap.append([detection.average_precision(own["score"], hits[:, k], len(truth)) for k in range(10)])
+    assert rows.loc[("ap", "transfer"), "estimate"] == pytest.approx(np.mean(ap, axis=0)[0])
+    assert rows.loc[("map", "transfer"), "estimate"] == pytest.approx(np.mean(ap)) and np.mean(ap) < np.mean(ap, axis=0)[0]
     at = judged.curves[(judged.curves["model"] == "transfer") & (judged.curves["false_positives"] == 0.5)].iloc[0]
     assert at["sensitivity"] == pytest.approx(rows.loc[("sensitivity at 0.5", "transfer"), "estimate"])
     numbers = works.numbers(judged.rows)

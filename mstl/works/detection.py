@@ -8,7 +8,6 @@ score of an image is its highest box, so that images are compared as everywhere 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -256,8 +255,8 @@ def _code() -> str:
 
 # ------------------------------------------------------------------------------------------------------------- results
 
-def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Predictions, boxes, truth and ``run.json`` of a finished run of 70_detection."""
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Predictions, boxes and truth of a finished run of 70_detection."""
     from mstl import predictions
 
     tables = []
@@ -270,7 +269,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[s
             raise MstlError(f"{folder / name} has no column '{absent[0]}': it is not a table that 70_detection wrote.")
         detection.boxes(table[CORNERS].to_numpy(float), str(folder / name))
         tables.append(table)
-    return predictions.read(folder), *tables, json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return predictions.read(folder), *tables
 
 
 @dataclass(frozen=True)
@@ -309,19 +308,19 @@ def judge(
             return detection.cell_statistics(cell, images, own, detection.per_image(images, own, true, bars), true, at)
         return block.each(one)
 
-    bars = (iou, *(bar for bar in detection.COCO))
-    wanted = {(kind, model): cells(model, at, b) for model in models
-              for kind, at, b in (("precision", (), bars), ("froc", detection.FALSE_POSITIVES, (iou,)), ("curve", GRID, (iou,)))}
-    names = {"auc": ("auc",)} | {kind: wanted[kind, models[0]][0].names for kind in ("precision", "froc")}
+    kinds = {"ap": ((), (iou,)), "map": ((), detection.COCO), "froc": (detection.FALSE_POSITIVES, (iou,)), "curve": (GRID, (iou,))}
+    wanted = {(kind, model): cells(model, *asked) for model in models for kind, asked in kinds.items()}
+    froc = wanted["froc", models[0]][0].names
+    parts_of = {"auc": {"auc": ()}, "ap": {"ap": 0}, "map": {"map": 1}, "froc": {name: k for k, name in enumerate(froc)}}
     score = predictions.positive(tested)
     wanted |= {("auc", model): block.metric("auc", score[(tested["model"] == model).to_numpy()].to_numpy()) for model in models}
     drawn = block.resample(wanted, n_resamples, seed)
     counts = dict(n_images=first["image_id"].nunique(), n_groups=first["group"].nunique(), n_boxes=int(truth["image"].isin(ids).sum()),
                   chains=first["seed"].nunique(), folds=first["fold"].nunique())
     rows = []
-    for kind, quantities in names.items():
-        for k, quantity in enumerate(quantities):
-            each = {model: drawn[kind, model] if kind == "auc" else drawn[kind, model][k] for model in models}
+    for kind, quantities in parts_of.items():
+        for quantity, place in quantities.items():
+            each = {model: drawn[kind, model] if place == () else drawn[kind, model][place] for model in models}
             pairs = [(model, value, (0.0, 1.0)) for model, value in each.items()]
             if len(models) == 2:
                 pairs.append((f"{models[0]} − {models[1]}", each[models[0]] - each[models[1]], (-1.0, 1.0)))
