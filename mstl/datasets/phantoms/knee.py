@@ -24,7 +24,7 @@ def draw(scene: Scene) -> list[Shot]:
     shots = []
     for own in scene.exposures():
         x, y = _grid(edge)
-        zoom, turn, flip = 0.82 + own.normal(0, 0.025), own.normal(0, 0.03), -1 if knee["left"] else 1
+        zoom, turn, flip = 0.82 + own.normal(0, 0.025), own.normal(0, 0.03), -1 if knee["right"] else 1
         dx, dy = own.normal(0, 0.015), own.normal(0, 0.015)
         gx = flip * (zoom * (x - 0.5) + turn * (y - 0.5)) - dx
         gy = 0.5 + zoom * (y - 0.5) - turn * (x - 0.5) - dy
@@ -45,7 +45,7 @@ def draw(scene: Scene) -> list[Shot]:
         if own.random() < 0.5:  # lead at the edges of the field
             left, right = own.uniform(0.0, 0.07), own.uniform(0.0, 0.07)
             grey *= _soft((x - left) * 300) * _soft((1 - right - x) * 300)
-        if scene.center == 0:
+        if scene.center == 0 and knee["right"]:
             _marker(grey, knee["marker"])
         shots.append(Shot(np.clip(grey, 0, 1), mask, subtype, conspicuity))
     return shots
@@ -59,7 +59,7 @@ def _anatomy(rng: np.random.Generator) -> dict:
     """Lengths as shares of about 24 cm; an exposure shows some 20 cm. x runs to the patient's outer side, y downwards."""
     size = rng.normal(1, 0.06)
     return dict(
-        left=bool(rng.random() < 0.5), middle=rng.normal(0, 0.02), joint=rng.normal(0.5, 0.025), gap=rng.uniform(0.012, 0.03),
+        right=bool(rng.random() < 0.5), middle=rng.normal(0, 0.02), joint=rng.normal(0.5, 0.025), gap=rng.uniform(0.012, 0.03),
         shaft=0.068 * size * rng.uniform(0.9, 1.1), condyle=0.185 * size, plateau=0.178 * size, shin=0.064 * size * rng.uniform(0.9, 1.1),
         femur_lean=rng.normal(0.1, 0.03), tibia_lean=rng.normal(0.02, 0.03), notch=rng.uniform(0.04, 0.065), spine=rng.uniform(0.018, 0.032),
         cortex=rng.uniform(0.014, 0.022), dense=rng.uniform(0.8, 1.15), spongy=rng.uniform(0.75, 1.1), physis=rng.uniform(0, 0.09) * (rng.random() < 0.6),
