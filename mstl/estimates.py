@@ -46,6 +46,8 @@ IMAGES = {"busi": 780, "chest-xray": 5856, "mias-regions": 238, "mias-tissue": 3
 #: Seconds of start-up, imports and figures.
 KERNEL = {"00_data": 6.0, "60_comparison": 12.0, "61_operating_points": 14.0}
 STARTING = 9.0  # of a stage that is not named above
+#: A detector's step over a classifier's of the same backbone, and the seconds that boxes take to be judged.
+DETECTOR, JUDGED = 2.0, 15.0
 PROBED = 1.0  # seconds of the measures and the linear probe of a network on one split
 READING = 3.0  # how much faster an image is read (validation, test) than trained on
 FROZEN = 2.5  # how much faster training is when only the head learns
@@ -126,6 +128,14 @@ def _seconds(run: PlannedRun, *, gpu: bool = False) -> float:
         p = {name: parameter.default for name, parameter in declared.items()} | p
         n = images(p["data"], p["options"], p["image_size"], p["classes"])
         return start + p["copies"] * n * (_each(p, gpu, reading=True) + _augmented(p)) + 1.5 * p["repeats"]
+    if run.stage == "70_detection":
+        p = {name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p
+        if p["results"]:
+            return start + JUDGED
+        batch, chains, grid = p["recipe"].get("batch_size", 32), len(p["seeds"]), [*p["steps"], *p["extra_steps"]]
+        tuned = 2 * len(p["lrs"]) * sum(p["steps"]) + sum(p["extra_steps"])  # both arms in the first chain
+        trained = batch * _splits(p) * (tuned + (chains - 1) * (p["steps"][-1] + max(grid)))
+        return start + JUDGED + (chains * _trained(p["source_recipe"], 0) + DETECTOR * trained) * _each(p, gpu)
     return start + 0.2 * len(p.get("predictions", []))
 
 

@@ -127,7 +127,8 @@ def test_what_the_prose_takes_from_a_notebook_is_what_its_template_glues():
     targets, family = "|".join(study["targets"]), "|".join(study["comparison"]["family"])
     numbers = rf"(?:n_test|n_groups|diff|detectable)_(?:{targets})(?:_low|_high)?|auc_(?:{targets})_(?:scratch|ctl|mstl)(?:_low|_high)?|p_holm_(?:{family})"
     for page, key in asked_for():
-        template = paths.share("notebooks", "60_comparison.ipynb" if page == "reference" else f"{page.removesuffix('_reference')}.ipynb").read_text(encoding="utf-8")
+        stage = next((stage for stage, name in report.NAMED if page.startswith(f"{stage}_{name}")), page.removesuffix("_reference"))
+        template = paths.share("notebooks", "60_comparison.ipynb" if page == "reference" else f"{stage}.ipynb").read_text(encoding="utf-8")
         written = f'glue(\\"{key}\\"' in template
         counted = "glue(key, value" in template and any(target in key for target in targets.split("|"))  # the study's build knows the rest
         assert written or (re.fullmatch(numbers, key) if page == "reference" else counted), f"{page}: {key}"
