@@ -10,8 +10,8 @@ from mstl.datasets import phantoms, subsets
 from mstl.datasets.phantoms import cells, drawing, endoscopy, fractals, fundus, mammogram, ultrasound
 from mstl.errors import MstlError
 
-ANATOMY = ("ultrasound", "mammogram", "chest", "cells", "endoscopy", "fundus")
-WITH_TRUTH = ("ultrasound", "mammogram", "chest", "endoscopy", "fundus")
+ANATOMY = ("ultrasound", "mammogram", "chest", "cells", "endoscopy", "fundus", "knee")
+WITH_TRUTH = ("ultrasound", "mammogram", "chest", "endoscopy", "fundus", "knee")
 COLOUR = ("fractals", "endoscopy", "fundus")
 
 
@@ -46,7 +46,7 @@ def test_another_seed_or_difficulty_draws_other_images(kind):
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159), ("endoscopy", 70), ("fundus", 65)],
+    [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159), ("endoscopy", 70), ("fundus", 65), ("knee", 120)],
 )
 def test_any_size_is_drawn_with_the_brightness_of_another(kind, size):
     small, large = phantoms.make(kind, n=20, size=48, seed=2), phantoms.make(kind, n=20, size=size, seed=2)
@@ -64,20 +64,20 @@ def test_classes_and_centers_are_balanced_up_to_rounding(kind):
     counts = np.bincount(data.labels, minlength=len(data.classes))
     assert counts.max() - counts.min() <= 1
     for label in range(len(data.classes)):
-        by_center = [np.sum(data.centers[data.labels == label] == center) for center in phantoms.CENTERS]
-        assert abs(by_center[0] - by_center[1]) <= 1
-    assert abs(np.sum(data.centers == "A") - 61 / 2) <= len(data.classes) / 2
+        by_center = [np.sum(data.centers[data.labels == label] == center) for center in phantoms.MODELS[kind].centers]
+        assert max(by_center) - min(by_center) <= 1
+    assert abs(np.sum(data.centers == "A") - 61 / len(by_center)) <= len(data.classes) / 2
 
 
 @pytest.mark.parametrize("kind", phantoms.MODELS)
-def test_a_group_has_one_to_four_images_of_one_class_and_one_center(kind):
+def test_a_group_has_one_to_four_or_six_images_of_one_class_and_one_center(kind):
     table = drawn(kind).table().groupby("group")
     sizes = table.size()
     assert (table["class"].nunique() == 1).all() and (table["center"].nunique() == 1).all()
     if kind == "fractals":
         assert (sizes == 1).all()
     else:
-        assert sizes.min() == 1 and sizes.max() == 4
+        assert sizes.min() == 1 and sizes.max() == (6 if kind == "knee" else 4)
 
 
 @pytest.mark.parametrize("kind", phantoms.MODELS)
@@ -106,7 +106,7 @@ def test_images_of_a_group_look_more_alike_than_images_of_strangers(kind):
     pixels = np.stack([ndimage.gaussian_filter(i.astype(float), 1.0) for i in data.images.mean(-1)]).reshape(
         len(data), -1
     )
-    pixels -= np.median([pixels[data.centers == c].mean(0) for c in phantoms.CENTERS], axis=0)
+    pixels -= np.median([pixels[data.centers == c].mean(0) for c in phantoms.MODELS[kind].centers], axis=0)
     together = np.corrcoef(pixels)
     pair = ~np.eye(len(data), dtype=bool)
     same_group = (data.groups[:, None] == data.groups) & pair
@@ -126,12 +126,13 @@ def test_centers_can_be_told_apart_and_tell_nothing_about_the_class(kind):
     )
     if data.channels == 3:
         features = np.column_stack([features, data.images[..., 2].mean((1, 2)) / images.mean((1, 2))])
-    center = data.centers == "B"
-    assert max(abs(auc(f, center) - 0.5) for f in features.T) > 0.25
+    for name in phantoms.MODELS[kind].centers[1:]:
+        pair = np.isin(data.centers, ["A", name])
+        assert max(abs(auc(f[pair], data.centers[pair] == name) - 0.5) for f in features.T) > 0.25
     table = np.array(
-        [[np.sum((data.labels == k) & (center == c)) for c in (False, True)] for k in range(len(data.classes))]
+        [[np.sum((data.labels == k) & (data.centers == c)) for c in phantoms.MODELS[kind].centers] for k in range(len(data.classes))]
     )
-    assert np.abs(table[:, 0] - table[:, 1]).max() <= 1
+    assert np.ptp(table, axis=1).max() <= 1
 
 
 # --- truth --------------------------------------------------------------------------------------------------------------
@@ -198,6 +199,30 @@ def test_pneumonia_lies_inside_the_lungs_and_takes_their_darkness():
     middle = np.abs(np.arange(data.size) - data.size / 2) < 0.03 * data.size
     assert where[:, middle].mean() < 0.1 * where.mean()
     assert where[: int(0.06 * data.size)].sum() == 0
+
+
+def test_benign_bone_tumours_are_dark_within_a_bright_rim_and_malignant_ones_have_none():
+    scores = []
+    for difficulty in (0.0, 1.0):
+        data = drawn("knee", n=90, size=96, difficulty=difficulty).select(["benign", "malignant"])
+        scores.append(auc(np.array([rim(i, m) for i, m in zip(data.images[..., 0], data.masks)]), data.labels == 0))
+    assert scores[0] > 0.85 and scores[0] > scores[1] > 0.5
+
+
+def test_malignant_bone_tumours_bring_a_mass_beside_the_bone():
+    easy = drawn("knee", n=90, size=96, difficulty=0.0)
+    sick = easy.labels > 0
+    flesh = [(i[m > 0] < np.percentile(i, 60)).mean() for i, m in zip(easy.images[sick, ..., 0], easy.masks[sick])]
+    assert auc(np.array(flesh), easy.labels[sick] == 2) > 0.8
+
+
+def test_knees_have_three_centers_and_the_subtypes_of_their_classes():
+    data = drawn("knee")
+    assert set(data.centers) == {"A", "B", "C"} and (data.boxes["image"].value_counts() == 1).mean() > 0.95
+    kinds = data.extra["subtype"].groupby(data.labels).agg(set)
+    assert kinds[0] == {"normal"} and kinds[1] == {"cyst", "fibroma"} and kinds[2] == {"lytic", "sclerotic", "mixed"}
+    with pytest.raises(MstlError, match="n = 8 is too small for 3 classes in three centers; ask for at least 9 images"):
+        phantoms.make("knee", n=8, size=32)
 
 
 # --- colour ------------------------------------------------------------------------------------------------------------------
@@ -407,6 +432,13 @@ def lesion_contrast(data):
     return np.array(out)
 
 
+def rim(image, mask):
+    """Mean grey along the border of a mask minus that of its inside."""
+    inside = ndimage.binary_erosion(mask, iterations=2)
+    border = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
+    return image[border].mean() - (image[inside] if inside.any() else image[mask > 0]).mean()
+
+
 def colour_contrast(data):
     """How far the pixels inside the mask are from the mean colour of a ring around it, an image; lesions may be dark and bright at once."""
     out = []
@@ -449,7 +481,7 @@ def nearest_centroid(train, test):
     seen = []
     for data in (train, test):
         features = texture_features(data)
-        for center in phantoms.CENTERS:
+        for center in np.unique(data.centers):
             features[data.centers == center] -= features[data.centers == center].mean(0)
         seen.append(features)
     scale = seen[0].std(0)

@@ -1,7 +1,7 @@
-"""Phantoms: simulated images of seven modalities with their truth (label, patient, center, mask, boxes).
+"""Phantoms: simulated images of eight modalities with their truth (label, patient, center, mask, boxes).
 
 Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random
-scatterers seen through a point-spread function; a mammogram and a chest radiograph are sums of what the ray meets; a
+scatterers seen through a point-spread function; a mammogram and the radiographs of chest and knee are sums of what the ray meets; a
 brightfield image is a phase object out of focus; a fractal is the attractor of a random iterated function system.
 They check the machine, not any claim about patients.
 
@@ -25,10 +25,9 @@ from scipy import ndimage
 from ...errors import MstlError
 from ..catalog import card, nearest
 from ..imageset import BOXES, ImageSet
-from . import cells, chest, endoscopy, fractals, fundus, mammogram, ultrasound
+from . import cells, chest, endoscopy, fractals, fundus, knee, mammogram, ultrasound
 from .drawing import Model, Scene
 
-CENTERS = ("A", "B")  # B: an older machine: more noise, more blur, another contrast
 SIZES = (32, 512)
 MAX_CLASSES = {"cells": 30, "fractals": 1000}
 
@@ -46,17 +45,17 @@ def make(
 ) -> ImageSet:
     """`n` simulated images of `size` × `size` pixels.
 
-    kind        "ultrasound" (normal, benign, malignant), "mammogram" (normal, lesion), "chest" (normal, pneumonia), "cells"
-                or "fractals"
-    n           images, at least two a class; classes are balanced up to rounding, and within each class so are the two centers
+    kind        "ultrasound" (normal, benign, malignant), "mammogram" (normal, lesion), "chest" (normal, pneumonia), "knee"
+                (normal, benign, malignant), "endoscopy", "fundus", "cells" or "fractals"
+    n           images, at least one a class and center; classes are balanced up to rounding, and within each class so are the centers
     size        side in pixels, 32 to 512
     difficulty  0 (plain to see) to 1 (near the limit of what can be seen): contrast and size of what makes a class, its
                 overlap with the other classes, and noise
     n_classes   of cells (2 to 30, default 6) and fractals (2 to 1000, default 10) only
     workers     threads; default: the cores of this process. The bytes do not depend on it
 
-    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images that share
-    their anatomy, their class and their center. Masks and boxes (ultrasound, mammogram, chest) are in pixels; a box is
+    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images (knee: up to
+    six) that share their anatomy, their class and their center. There are two centers, of the knee three. Masks and boxes are in pixels; a box is
     x0 ≤ x < x1, y0 ≤ y < y1, one a connected region of the mask. `extra` has `subtype` (what was drawn) and `conspicuity`
     (how strongly, on a scale of its kind; 0 where there is nothing to find).
     Raises MstlError for an argument out of range.
@@ -87,7 +86,7 @@ def make(
         labels=labels,
         classes=classes,
         groups=np.array([f"{model.group}-{scene.number:05d}" for scene in repeated]),
-        centers=np.array([CENTERS[scene.center] for scene in repeated]),
+        centers=np.array([model.centers[scene.center] for scene in repeated]),
         ids=np.array([f"{kind}-{row:06d}" for row in range(n)]),
         splits=np.full(n, ""),
         masks=masks,
@@ -126,9 +125,11 @@ def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_class
         or (not fixed and not 2 <= count <= MAX_CLASSES[kind])
     ):
         raise MstlError(f"phantom {kind}: n_classes must lie between 2 and {MAX_CLASSES[kind]}, not {count!r}")
-    if n < 2 * count:
+    centers = len(MODELS[kind].centers)
+    if n < centers * count:
+        number = {2: "two", 3: "three"}[centers]
         raise MstlError(
-            f"phantom {kind}: n = {n} is too small for {count} classes in two centers; ask for at least {2 * count} images"
+            f"phantom {kind}: n = {n} is too small for {count} classes in {number} centers; ask for at least {centers * count} images"
         )
     return fixed or tuple(f"{MODELS[kind].word}-{k + 1:0{len(str(count)) if count > 99 else 2}d}" for k in range(count))
 
@@ -136,11 +137,12 @@ def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_class
 def _scenes(kind: str, classes: tuple[str, ...], n: int, size: int, seed: int, difficulty: float) -> list[Scene]:
     code = list(MODELS).index(kind)
     rng = np.random.default_rng([seed, code])
-    largest = 4 if MODELS[kind].grouped else 1
+    largest, centers = MODELS[kind].largest if MODELS[kind].grouped else 1, len(MODELS[kind].centers)
     cells = []  # (label, center, images)
     for label in range(len(classes)):
         images = n // len(classes) + (label < n % len(classes))
-        for center, part in enumerate((images - (images + label % 2) // 2, (images + label % 2) // 2)):
+        for center in range(centers):  # what is left over goes to other centers from class to class
+            part = images // centers + ((center - label) % centers < images % centers)
             while part > 0:
                 count = min(part, int(rng.integers(1, largest + 1)))
                 cells.append((label, center, count))
@@ -199,4 +201,5 @@ MODELS: dict[str, Model] = {
     "fractals": Model(fractals.draw, (), "image", masks=False, channels=3, grouped=False, n_classes=10, word="system"),
     "endoscopy": Model(endoscopy.draw, ("normal", "polyp"), "patient", masks=True, channels=3),
     "fundus": Model(fundus.draw, ("normal", "retinopathy", "glaucoma"), "patient", masks=True, channels=3),
+    "knee": Model(knee.draw, ("normal", "benign", "malignant"), "patient", masks=True, centers=("A", "B", "C"), largest=6),
 }

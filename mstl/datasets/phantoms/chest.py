@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import ndimage
 
-from .drawing import Film, Scene, Shot, _between, _blur, _curve, _grid, _ridges, _sampled, _soft, _texture
+from .drawing import Film, Scene, Shot, _between, _blur, _curve, _grid, _largest, _marker, _ridges, _sampled, _soft, _texture
 
 
 def draw(scene: Scene) -> list[Shot]:
@@ -206,28 +205,3 @@ def _pneumonia_insert(disease: dict, body: dict, parts: dict, gx: np.ndarray, gy
     solid = filled * lung
     mask = _largest(solid > 0.5 * solid.max())
     return opacity, mask, disease["strength"], disease["kind"]
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """Without crumbs: regions of at least a sixth of the largest, and at least 0.1 % of the frame if there is one."""
-    parts, n = ndimage.label(mask)
-    if n < 2:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return (sizes >= max(sizes.max() / 6, min(sizes.max(), mask.size // 1000)))[parts]
-
-
-_R = np.array(
-    [[int(c) for c in row] for row in ("11110", "10001", "10001", "11110", "10100", "10010", "10001")], np.float32
-)
-
-
-def _marker(grey: np.ndarray, marker: tuple) -> None:
-    shown, x, y = marker
-    if shown:
-        scale = max(1, grey.shape[0] // 128)
-        letter = np.kron(_R, np.ones((scale, scale), np.float32))
-        top, side = int(y * grey.shape[0]), int(x * grey.shape[0])
-        part = grey[top : top + letter.shape[0], side : side + letter.shape[1]]
-        np.maximum(part, 0.95 * letter, out=part)

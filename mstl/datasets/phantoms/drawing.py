@@ -61,6 +61,8 @@ class Model(NamedTuple):
     grouped: bool = True
     n_classes: int = 0
     word: str = ""
+    centers: tuple[str, ...] = ("A", "B")  # B: an older machine: more noise, more blur, another contrast
+    largest: int = 4  # images of a group
 
 
 def _between(easy: float, hard: float, difficulty: float) -> float:
@@ -159,7 +161,11 @@ class _Polar(NamedTuple):
 
 
 def _polar(edge: int, x: float, y: float, rx: float, ry: float, tilt: float, outline: np.ndarray) -> _Polar:
-    gx, gy = _grid(edge)
+    return _polar_at(*_grid(edge), x, y, rx, ry, tilt, outline)
+
+
+def _polar_at(gx: np.ndarray, gy: np.ndarray, x: float, y: float, rx: float, ry: float, tilt: float, outline: np.ndarray) -> _Polar:
+    """As `_polar`, at pixels whose coordinates are given."""
     dx, dy, rx, ry = gx - float(x), gy - float(y), float(rx), float(ry)
     cos, sin = math.cos(tilt), math.sin(tilt)
     u, v = (dx * cos + dy * sin) / rx, (dy * cos - dx * sin) / ry
@@ -177,6 +183,32 @@ def _sampled(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0) if sigma > 0.2 else image
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """Without crumbs: regions of at least a sixth of the largest, and at least 0.1 % of the frame if there is one."""
+    parts, n = ndimage.label(mask)
+    if n < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return (sizes >= max(sizes.max() / 6, min(sizes.max(), mask.size // 1000)))[parts]
+
+
+_R = np.array(
+    [[int(c) for c in row] for row in ("11110", "10001", "10001", "11110", "10100", "10010", "10001")], np.float32
+)
+
+
+def _marker(grey: np.ndarray, marker: tuple) -> None:
+    """Writes the side's letter into a film: whether, from the left, from the top (frames)."""
+    shown, x, y = marker
+    if shown:
+        scale = max(1, grey.shape[0] // 128)
+        letter = np.kron(_R, np.ones((scale, scale), np.float32))
+        top, side = int(y * grey.shape[0]), int(x * grey.shape[0])
+        part = grey[top : top + letter.shape[0], side : side + letter.shape[1]]
+        np.maximum(part, 0.95 * letter, out=part)
 
 
 class Film(NamedTuple):
