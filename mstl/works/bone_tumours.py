@@ -1,0 +1,291 @@
+"""Lesions as crops around a box: which pre-training reads them best, and does it hold in a hospital that was not trained on?
+
+The images come at a larger size (the *field*), each with the box that a reader drew; what a network sees is the square around the
+box, cut from the field, so that a crop of a small lesion is not made of a few pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mstl import comparison, predictions, templates
+from mstl.errors import MstlError
+from mstl.metrics import readers
+from mstl.metrics.robustness import checked_boxes
+
+if TYPE_CHECKING:
+    from mstl.datasets.imageset import ImageSet
+    from mstl.datasets.splits import Split
+
+CORNERS = ["x0", "y0", "x1", "y1"]
+
+
+# --- cases, crops, splits -----------------------------------------------------------------------------------------------
+
+
+def prepare(p: Mapping[str, Any]) -> tuple[ImageSet, ImageSet, list[Split]]:
+    """Field, crops and splits from a run's parameters: what 71 trains on and 72 disturbs are the same images."""
+    from mstl.datasets import load, splits
+
+    field = load(p["data"], size=p["field_size"], **p["options"])
+    if p["group_by_cluster"]:
+        field = splits.group_by_cluster(field, splits.audit(field))
+    field = cases(field, p["classes"], label=p["label"])
+    parts = design(field, development=p["development"], folds=p["folds"], internal=p["internal"], n_val=p["n_val"])
+    return field, crops(field, p["image_size"], p["context"]), parts
+
+
+def cases(data: ImageSet, classes: Sequence[str] = (), *, label: str = "") -> ImageSet:
+    """The images of ``classes`` (default all) that have a box, each with its largest one.
+
+    ``label``: the column of ``extra`` that says what a case is, in the place of the set's own labels (mini-MIAS: "severity", classes
+    B and M). Raises MstlError for a set without boxes, a column or class that is not there, and a box outside its image.
+    """
+    if data.boxes is None or not len(data.boxes):
+        raise MstlError(f"{data.name} has no boxes around lesions, which this chapter cuts its cases by: name another set, or give boxes in the manifest.")
+    if label:
+        if data.extra is None or label not in data.extra:
+            have = [] if data.extra is None else [str(name) for name in data.extra]
+            raise MstlError(f"{data.name} has no column '{label}' to take labels from: {templates.suggestion(label, have)}")
+        values = data.extra[label].astype(str).to_numpy()
+        classes = list(classes) or sorted(set(values) - {""})
+        known = np.flatnonzero(np.isin(values, classes))
+        absent = [name for name in classes if name not in set(values)]
+        if absent or len(classes) < 2:
+            raise MstlError(f"The column '{label}' of {data.name} holds {', '.join(sorted(set(values) - {''}))}: give at least two of them as classes.")
+        part = data.subset(known)
+        data = dataclasses.replace(part, labels=np.array([classes.index(v) for v in values[known]]), classes=tuple(classes), splits=np.full(len(known), ""))
+    elif classes:
+        data = data.select(list(classes))
+    boxes = data.boxes.assign(area=(data.boxes["x1"] - data.boxes["x0"]) * (data.boxes["y1"] - data.boxes["y0"]))
+    outside = boxes[(boxes[["x0", "y0"]] < -0.5).any(axis=1) | (boxes[["x1", "y1"]] > data.size + 0.5).any(axis=1) | (boxes["area"] <= 0)]
+    if len(outside):
+        one = outside.iloc[0]
+        raise MstlError(f"The box of image '{data.ids[int(one['image'])]}' of {data.name} ({', '.join(f'{one[c]:g}' for c in CORNERS)}) is empty or lies outside "
+                        f"its image of {data.size} × {data.size} pixels: correct it in the table of boxes.")
+    largest = boxes.sort_values(["image", "area"], kind="stable").groupby("image").tail(1)
+    found = data.subset(largest["image"].to_numpy())
+    own = largest.drop(columns="area").assign(image=np.arange(len(largest)))
+    return dataclasses.replace(found, boxes=own.reset_index(drop=True))
+
+
+def corners(data: ImageSet) -> np.ndarray:
+    """(N, 4) the one box of each case, in pixels."""
+    return data.boxes[CORNERS].to_numpy(float)
+
+
+def cut(images: np.ndarray, boxes, size: int, context: float, *, lesions=None) -> tuple[np.ndarray, np.ndarray]:
+    """Squares of ``context`` × the longer side around the centre of each box, uint8 (N, size, size, C), black beyond the image; and where
+    ``lesions`` (N, 4; default the boxes) lie in them, in their pixels."""
+    from PIL import Image
+
+    b = checked_boxes(boxes)
+    if len(b) != len(images):
+        raise MstlError(f"{len(b)} boxes were given for {len(images)} images: give one an image.")
+    if not context > 0:
+        raise MstlError(f"context={context}: a crop is a positive multiple of the box's longer side, for example 1.5.")
+    half = context * (b[:, 2:] - b[:, :2]).max(axis=1) / 2
+    corner = (b[:, :2] + b[:, 2:]) / 2 - half[:, None]
+    out = np.empty((len(b), size, size, images.shape[3]), np.uint8)
+    for number, ((x, y), h) in enumerate(zip(corner, half, strict=True)):
+        image = np.asarray(images[number])
+        margin = int(np.ceil(max(0, -x, -y, x + 2 * h - image.shape[1], y + 2 * h - image.shape[0])))
+        image = np.pad(image, ((margin, margin), (margin, margin), (0, 0))) if margin else image
+        window = (x + margin, y + margin, x + margin + 2 * h, y + margin + 2 * h)
+        for channel in range(image.shape[2]):
+            part = Image.fromarray(np.ascontiguousarray(image[..., channel]))
+            out[number, ..., channel] = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR, box=window))
+    there = b if lesions is None else checked_boxes(lesions)
+    return out, (there - np.tile(corner, 2)) * (size / (2 * half))[:, None]
+
+
+def crops(field: ImageSet, size: int, context: float) -> ImageSet:
+    """The cases as images of ``size`` × ``size`` pixels around their boxes, with the boxes moved along."""
+    pixels, inside = cut(field.images, corners(field), size, context)
+    boxes = field.boxes.assign(**dict(zip(CORNERS, inside.T, strict=True)))
+    return dataclasses.replace(field, images=pixels, masks=None, boxes=boxes)
+
+
+def design(data: ImageSet, *, development: str = "", folds: int = 5, internal: float = 0.3, n_val: int = 0, seed: int = 0) -> list[Split]:
+    """Who trains and who is tested. With a ``development`` center: training, validation and an internal test part (``internal`` of its
+    images) from that center, and every image of the others tested too. Without: grouped folds over all."""
+    from mstl.datasets import splits
+
+    if not development:
+        return splits.folds(data, folds, seed=seed)
+    known = sorted(set(data.centers) - {""})
+    if development not in known or len(known) < 2:
+        raise MstlError(f"The center '{development}' cannot be the one of development, because the cases of {data.name} come from "
+                        f"{', '.join(known) or 'no named center'}: name one of several, or leave development empty for folds.")
+    own, others = np.flatnonzero(data.centers == development), np.flatnonzero(data.centers != development)
+    (inner,) = splits.holdout(data.subset(own), test=internal, n_val=n_val or None, seed=seed)
+    part = splits.Split(0, own[inner.train], own[inner.val], np.sort(np.concatenate([own[inner.test], others])))
+    splits.check(part, data)
+    return [part]
+
+
+# --- the networks that are compared -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is compared: its ``name``, a timm ``backbone``, where its ``weights`` come from ("imagenet", "none", a weights file, or a run as
+    10_source/…) and, where they are not the backbone's own, ``mean`` and ``std`` of the pixels (scaled to 0…1) that it is fed."""
+
+    name: str
+    backbone: str
+    weights: str = "imagenet"
+    mean: float | None = None
+    std: float | None = None
+
+    def build(self, crops: ImageSet, *, seed: int, start: Path | str | None = None):
+        """The network before training; ``start``: the folder of the run that ``weights`` names, or a file."""
+        from mstl.models import backbones
+
+        given = {"imagenet": "imagenet", "none": None}.get(self.weights, start or self.weights)
+        pixels = {key: [value] * 3 for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
+        return backbones.create(self.backbone, crops.classes, image_size=crops.size, channels=crops.channels, weights=given, seed=seed, **pixels)
+
+
+def networks(declared: Sequence[Mapping[str, Any]], others: Iterable[str] = ()) -> list[Network]:
+    """The declared networks, checked; ``others``: names that are taken."""
+    fields = [field.name for field in dataclasses.fields(Network)]
+    found = []
+    for entry in declared:
+        if not isinstance(entry, Mapping) or not {"name", "backbone"} <= set(entry):
+            raise MstlError(f"A network is a mapping with name, backbone and weights, but {entry!r} is none.")
+        unknown = [key for key in entry if key not in fields]
+        if unknown:
+            raise MstlError(f"The network '{entry['name']}' has the unknown key '{unknown[0]}': {templates.suggestion(unknown[0], fields)}")
+        found.append(Network(**entry))
+    names = [network.name for network in found] + list(others)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not found:
+        raise MstlError(f"The name '{twice[0]}' stands for two models: give each its own." if twice else "No network was declared: name at least one.")
+    return found
+
+
+# --- tables -------------------------------------------------------------------------------------------------------------
+
+
+def external(table: pd.DataFrame, development: str) -> pd.DataFrame:
+    """The rows that a result on other hospitals rests on: the test images of other centers, and all validation images."""
+    return table[(table["split"] != "test") | (table["center"] != development)] if development else table
+
+
+def by_center(table: pd.DataFrame, pair: Sequence[str], **settings: Any) -> pd.DataFrame:
+    """:func:`comparison.subgroups` by center, of the models and the pair's difference; empty where there is one center."""
+    rows = comparison.subgroups(table, "center", pair, **settings)
+    return rows if len(rows) else pd.DataFrame(columns=["value", "quantity", "kind", "estimate", "low", "high", "n_images", "n_groups", "note"])
+
+
+def delong(table: pd.DataFrame, reference: str, *, level: float = 0.95) -> pd.DataFrame:
+    """Paired DeLong tests of every model against ``reference`` on each test set, clustered where patients have several images; ``p_holm``
+    corrects over the models of a test set."""
+    from statsmodels.stats.multitest import multipletests
+
+    rows = comparison.one_test_set(table, reference=reference, level=level)
+    rows["p_holm"] = None
+    for _, part in rows.groupby(["seed", "fold"]):
+        defined = part["p"].dropna().astype(float)
+        if len(defined):
+            rows.loc[defined.index, "p_holm"] = multipletests(defined, method="holm")[1]
+    return rows
+
+
+def record(results: Path) -> dict[str, Any]:
+    """The record of a finished run of 71 or 72 whose tables are read in place of training."""
+    path = results / "run.json"
+    if not path.is_file():
+        raise MstlError(f"There is no finished run in {results} (run.json is missing): name the folder of a run, or leave results empty to train.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / name
+    if not path.is_file():
+        raise MstlError(f"There is no table {name} in {folder}: name the folder of a finished run.")
+    return pd.read_csv(path, keep_default_na=True)
+
+
+def beside(places: Iterable[Path], **settings: Any) -> pd.DataFrame:
+    """The AUC of every model in runs on other sets: ``data``, ``simulated``, and the columns of :func:`comparison.arms`."""
+    rows = []
+    for place in places:
+        about = record(place)
+        table = external(predictions.read(place), about["parameters"]["development"])
+        found = comparison.arms(table, **settings)
+        rows.append(found[found["metric"] == "AUC"].assign(data=about["data"][0]["name"], simulated=about["data"][0]["simulated"]))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["data", "simulated", "model", "estimate", "low", "high", "n_images", "n_groups"])
+
+
+# --- readers ------------------------------------------------------------------------------------------------------------
+
+READERS = ["reader", "case", "y_true", "reading", "score"]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Crossed readings: ``y`` (n,) of 0 and 1, ``scores`` (2, J, n) without and with help, ``groups`` (n,) patients."""
+
+    y: np.ndarray
+    scores: np.ndarray
+    groups: np.ndarray
+    readers: list[str]
+    readings: list[str]
+
+
+def readings(path: Path, *, order: Sequence[str] = ("without AI", "with AI")) -> Readings:
+    """A table of reader × case scores: ``reader``, ``case``, ``y_true`` (0 or 1), ``reading`` (one of ``order``), ``score`` (any scale, higher
+    meaning more suspicious), and ``group`` (the patient) where cases share one. Every reader must have read every case both times."""
+    if not path.is_file():
+        raise MstlError(f"There is no table of readings {path}: give a CSV with the columns {', '.join(READERS)}.")
+    table = pd.read_csv(path, dtype={"reader": str, "case": str, "reading": str, "group": str})
+    absent = [name for name in READERS if name not in table]
+    if absent:
+        raise MstlError(f"{path} has no column '{absent[0]}': a table of readings has {', '.join(READERS)}.")
+    other = sorted(set(table["reading"]) - set(order))
+    if other:
+        raise MstlError(f"{path} has the reading '{other[0]}': the two are {' and '.join(order)}.")
+    twice = table.duplicated(["reader", "case", "reading"])
+    if twice.any():
+        one = table[twice].iloc[0]
+        raise MstlError(f"Reader {one['reader']} has two scores for case {one['case']} {one['reading']} in {path}: keep one.")
+    wide = table.pivot(index="case", columns=["reading", "reader"], values="score")
+    names = sorted(table["reader"].unique())
+    wide = wide.reindex(columns=pd.MultiIndex.from_product([order, names]))
+    if wide.isna().any(axis=None):
+        reading, reader = wide.columns[wide.isna().any()][0]
+        raise MstlError(f"Reader {reader} has no score {reading} for case {wide.index[wide[reading, reader].isna()][0]} in {path}: every reader "
+                        "reads every case both times; leave the case out for all.")
+    known = table.drop_duplicates("case").set_index("case").loc[wide.index]
+    if (table.groupby("case")["y_true"].nunique() > 1).any():
+        raise MstlError(f"A case of {path} is positive in one row and negative in another: the truth must not depend on the reader.")
+    groups = known["group"] if "group" in known else pd.Series(wide.index, wide.index)
+    scores = wide.to_numpy(float).T.reshape(2, len(names), len(wide))
+    return Readings(known["y_true"].to_numpy(), scores, groups.to_numpy(str), names, list(order))
+
+
+def readers_table(found: Readings, *, level: float = 0.95) -> tuple[pd.DataFrame, readers.ObuchowskiRockette]:
+    """Per reader the AUC of both readings (DeLong) and their paired difference, with the multi-reader multi-case analysis of all."""
+    from mstl.metrics import roc
+
+    grouped = found.groups if len(set(found.groups)) < len(found.groups) else None
+    rows = []
+    for number, name in enumerate(found.readers):
+        without, aided = found.scores[:, number]
+        test = roc.delong_test(found.y, aided, without, groups=grouped, level=level)
+        for reading, score in zip(found.readings, (without, aided), strict=True):
+            one = roc.delong(found.y, score, groups=grouped, level=level)
+            rows.append({"reader": name, "reading": reading, "estimate": one.auc, "low": one.low_logit, "high": one.high_logit, "n": len(found.y),
+                         "difference": test.difference, "difference_low": test.low, "difference_high": test.high, "p": test.p_value})
+    whole = readers.obuchowski_rockette(found.y, found.scores[::-1], groups=grouped, modality_names=found.readings[::-1], level=level)
+    return pd.DataFrame(rows), whole
