@@ -143,17 +143,6 @@ class Signature:
         rows = rows[rows["coefficient"] != 0]
         return rows.sort_values("coefficient", key=lambda values: -values.abs(), ignore_index=True)
 
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def load(path: Path) -> Signature:
-        if not path.is_file():
-            raise MstlError(f"There is no signature {path}: run the notebook that fits it again.")
-        return Signature(**{key: tuple(value) if isinstance(value, list) else value
-                            for key, value in json.loads(path.read_text(encoding="utf-8")).items()})
-
 
 def elastic_net(
     features: pd.DataFrame, y_true, groups, *, penalties: Sequence[float] = (0.01, 0.1, 1.0), ratios: Sequence[float] = (0.1, 0.5, 0.9),
@@ -220,6 +209,20 @@ def combine(y_validation, deep, hand) -> Combination:
     x = np.stack([_logit(deep), _logit(hand)], axis=1)
     fitted = LogisticRegression(C=1.0).fit(x, y)
     return Combination(float(fitted.intercept_[0]), *map(float, fitted.coef_[0]))
+
+
+def save(model: Signature | Combination, path: Path) -> None:
+    """A fitted model as JSON, never pickle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"kind": type(model).__name__, **asdict(model)}, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Signature | Combination:
+    if not path.is_file():
+        raise MstlError(f"There is no fitted model {path}: run the notebook that fits it again.")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    kind = {"Signature": Signature, "Combination": Combination}[values.pop("kind")]
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _logit(risk) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +173,66 @@ def networks(declared: Sequence[Mapping[str, Any]], others: Iterable[str] = ()) 
     return found
 
 
+def handcrafted_names(p: Mapping[str, Any]) -> list[str]:
+    """The models beside the networks in a run with the parameters ``p``: the features' and the one that adds a network's score, or none."""
+    return [] if p["features"] == "none" else [p["features"], f"{p['combined'] or p['networks'][0]['name']} + {p['features']}"]
+
+
+def check_pair(pair: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a pair that is not two of the models."""
+    if len(pair) != 2 or pair[0] == pair[1]:
+        raise MstlError(f"pair={list(pair)}: name two different models, the first minus the second, out of {', '.join(names)}.")
+    for name in pair:
+        if name not in names:
+            raise MstlError(f"pair names '{name}', which is no model of this run: {templates.suggestion(name, names)}")
+
+
+def start(network: Network, parent: Callable[[str, str], Path]) -> Path | None:
+    """Where the weights of ``network`` lie, None where no file is needed; ``parent`` is ``Run.parent``."""
+    if network.weights in ("imagenet", "none"):
+        return None
+    found = parent(network.weights, f"the weights of '{network.name}'")
+    return found / "checkpoint" if (found / "checkpoint").is_dir() else found
+
+
+def place(work: Path, seed: int, fold: int) -> Path:
+    """Where a run keeps the models of one chain and fold."""
+    return work / "checkpoint" / f"seed{seed}-fold{fold}"
+
+
+def rows(crops: ImageSet, part: Split, risk: np.ndarray, *, seed: int, **constant: object) -> list[pd.DataFrame]:
+    """The predictions of the validation and test images of one fold; ``risk`` (N,) of every case."""
+    return [predictions.frame(crops, own, risk[own], split=split, fold=part.fold, seed=seed, n_train=len(part.train), **constant)
+            for split, own in (("val", part.val), ("test", part.test))]
+
+
+def fit_row(network: Network, tuned: Any, seed: int, fold: int, n_train: int) -> dict[str, Any]:
+    """What became of one network in one chain and fold."""
+    loaded = getattr(tuned.fit.model, "load_report", None)
+    return {"model": network.name, "backbone": network.backbone, "weights": network.weights, "tensors": loaded.matched if loaded else 0, "seed": seed,
+            "fold": fold, "n_train": n_train, "lr": tuned.recipe.lr, "steps": tuned.recipe.steps, "val_auc": tuned.fit.best["val_auc"],
+            "seconds": float(tuned.table["seconds"].sum())}
+
+
+def masks(field: ImageSet) -> np.ndarray:
+    """(N, H, W) the mask of each case's lesion, within its box."""
+    if field.masks is None:
+        raise MstlError(f"{field.name} has no lesion masks: measure the features in the box (region: box).")
+    out = np.zeros(field.masks.shape, np.uint8)
+    for number, (x0, y0, x1, y1) in enumerate(np.round(corners(field)).astype(int)):
+        out[number, y0:y1, x0:x1] = field.masks[number, y0:y1, x0:x1]
+    return out
+
+
+def handcrafted(crops: ImageSet, part: Split, features: pd.DataFrame, deep: np.ndarray, *, seed: int):
+    """The elastic net on the training part, and the combination of its score and ``deep`` (N,) on validation: a Signature and a Combination."""
+    from mstl.models import radiomics
+
+    y = crops.labels == len(crops.classes) - 1
+    signature = radiomics.elastic_net(features.iloc[part.train], y[part.train], crops.groups[part.train], seed=seed)
+    return signature, radiomics.combine(y[part.val], deep[part.val], signature.risk(features.iloc[part.val]))
+
+
 # --- tables -------------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +285,27 @@ def beside(places: Iterable[Path], **settings: Any) -> pd.DataFrame:
         found = comparison.arms(table, **settings)
         rows.append(found[found["metric"] == "AUC"].assign(data=about["data"][0]["name"], simulated=about["data"][0]["simulated"]))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["data", "simulated", "model", "estimate", "low", "high", "n_images", "n_groups"])
+
+
+def centers_sentence(centers: pd.DataFrame, pair: Sequence[str], development: str) -> str:
+    """What the rows of :func:`by_center` say of the pair, generated from them."""
+    if not len(centers):
+        return "The cases come from one center, or from centers that are not named, so nothing was tested elsewhere."
+    said = []
+    for value, part in centers.groupby("value", sort=False):
+        own = {row.quantity: row for row in part.itertuples()}
+        if pair[0] not in own:
+            said.append(f"center {value}: {part['note'].iloc[0]}")
+            continue
+        text = ", ".join(f"{name} {comparison.interval(own[name].estimate, own[name].low, own[name].high, 3)}" for name in pair)
+        where = f"center {value} (development, internal test)" if value == development else f"center {value}"
+        said.append(f"{where}: {text}, n = {own[pair[0]].n_images}")
+    return "AUC by center: " + "; ".join(said) + "."
+
+
+def number(value: Any) -> float:
+    """A plain float, NaN where there is none."""
+    return float("nan") if value is None else float(value)
 
 
 # --- readers ------------------------------------------------------------------------------------------------------------
@@ -289,3 +370,12 @@ def readers_table(found: Readings, *, level: float = 0.95) -> tuple[pd.DataFrame
                          "difference": test.difference, "difference_low": test.low, "difference_high": test.high, "p": test.p_value})
     whole = readers.obuchowski_rockette(found.y, found.scores[::-1], groups=grouped, modality_names=found.readings[::-1], level=level)
     return pd.DataFrame(rows), whole
+
+
+def readers_sentence(table: pd.DataFrame, whole: readers.ObuchowskiRockette, simulated: bool) -> str:
+    """What the readings show, generated from their analysis."""
+    pair, each = whole.pairs.iloc[0], table.drop_duplicates("reader")
+    least, most = each.loc[each["difference"].idxmin()], each.loc[each["difference"].idxmax()]
+    return (f"{'Simulated readings: ' if simulated else ''}{len(each)} readers, {table['n'].iloc[0]} cases; {pair.a} minus {pair.b}: "
+            f"{comparison.interval(pair.difference, pair.low, pair.high, 3, '+')} in AUC, Obuchowski-Rockette p {comparison.p_value(whole.p_value)}; from "
+            f"{least['difference']:+.3f} ({least['reader']}) to {most['difference']:+.3f} ({most['reader']}).").replace("-0.", "−0.")
