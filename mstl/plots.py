@@ -567,7 +567,7 @@ def disturbed(panels: Mapping[str, pd.DataFrame], *, xlabel: str, note: str = ""
     looks, shapes = _strokes(models), markers(models)
     figure, axes = _grid(len(panels), 2, 2.5)
     for ax, (title, table) in zip(axes.ravel(), panels.items(), strict=False):
-        step = 0.06 * np.diff(np.sort(table["strength"].unique())).min() if table["strength"].nunique() > 1 else 0
+        step = 0.012 * np.ptp(table["strength"])  # models side by side, so that no bar hides another
         for number, model in enumerate(models):
             part = table[table["model"] == model].sort_values("strength")
             x = part["strength"] + (number - (len(models) - 1) / 2) * step
@@ -596,6 +596,7 @@ def heat_maps(crops: ImageSet, maps: Mapping[str, np.ndarray], boxes: np.ndarray
             x0, y0, x1, y1 = boxes[k]
             ax.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec="white", lw=1))
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
             if heat is None:
                 ax.set_title(crops.classes[crops.labels[k]], fontsize=8, fontweight="normal")
         line[0].set_ylabel(_titled(name, 16), fontsize=8)

@@ -51,6 +51,12 @@ def test_labels_can_come_from_another_column_and_images_without_it_are_left_out(
     assert len(found) == (severity != "").sum()
 
 
+def test_a_box_too_small_to_measure_is_widened_about_its_centre(knees):
+    small = dataclasses.replace(knees, boxes=knees.boxes.assign(x0=30.0, x1=32.0, y0=10.0, y1=40.0))
+    found = bone_tumours.corners(bone_tumours.cases(small, ["benign", "malignant"], smallest=8))
+    assert (found == [27, 10, 35, 40]).all()
+
+
 @pytest.mark.parametrize(("change", "options", "words"), [
     (dict(boxes=None), {}, "has no boxes around lesions"), ({}, dict(label="severity"), "no column 'severity'"),
     ({}, dict(label="subtype", classes=["no such", "normal"]), "give at least two of them"), ({}, dict(classes=["benign", "malign"]), "malign"),
@@ -196,7 +202,7 @@ def test_the_elastic_net_finds_the_feature_that_tells_the_class(measured, tmp_pa
     x, y, groups = measured
     found = radiomics.elastic_net(x, y, groups)
     assert found.table()["feature"][0] == "f3" and roc.auc(y, found.risk(x)) > 0.85 and dict(zip(found.features, found.coefficients))["f7"] == 0
-    logit = found.intercept + ((x - found.mean) / found.scale) @ np.array(found.coefficients)
+    logit = found.intercept + ((x.to_numpy() - found.mean) / found.scale) @ np.array(found.coefficients)
     assert np.allclose(found.risk(x), 1 / (1 + np.exp(-logit)))
     radiomics.save(found, tmp_path / "a" / "signature.json")
     assert radiomics.load(tmp_path / "a" / "signature.json") == found

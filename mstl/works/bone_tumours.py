@@ -38,16 +38,16 @@ def prepare(p: Mapping[str, Any]) -> tuple[ImageSet, ImageSet, list[Split]]:
     field = load(p["data"], size=p["field_size"], **p["options"])
     if p["group_by_cluster"]:
         field = splits.group_by_cluster(field, splits.audit(field))
-    field = cases(field, p["classes"], label=p["label"])
+    field = cases(field, p["classes"], label=p["label"], smallest=p["smallest"])
     parts = design(field, development=p["development"], folds=p["folds"], internal=p["internal"], n_val=p["n_val"])
     return field, crops(field, p["image_size"], p["context"]), parts
 
 
-def cases(data: ImageSet, classes: Sequence[str] = (), *, label: str = "") -> ImageSet:
+def cases(data: ImageSet, classes: Sequence[str] = (), *, label: str = "", smallest: float = 0) -> ImageSet:
     """The images of ``classes`` (default all) that have a box, each with its largest one.
 
     ``label``: the column of ``extra`` that says what a case is, in the place of the set's own labels (mini-MIAS: "severity", classes
-    B and M). Raises MstlError for a set without boxes, a column or class that is not there, and a box outside its image.
+    B and M). ``smallest``: sides of a box below this many pixels are widened about its centre. Raises MstlError for a set without boxes, a column or class that is not there, and a box outside its image.
     """
     if data.boxes is None or not len(data.boxes):
         raise MstlError(f"{data.name} has no boxes around lesions, which this chapter cuts its cases by: name another set, or give boxes in the manifest.")
@@ -74,6 +74,9 @@ def cases(data: ImageSet, classes: Sequence[str] = (), *, label: str = "") -> Im
     largest = boxes.sort_values(["image", "area"], kind="stable").groupby("image").tail(1)
     found = data.subset(largest["image"].to_numpy())
     own = largest.drop(columns="area").assign(image=np.arange(len(largest)))
+    for low, high in (("x0", "x1"), ("y0", "y1")):
+        centre, half = (own[low] + own[high]) / 2, np.maximum(own[high] - own[low], smallest) / 2
+        own[low], own[high] = centre - half, centre + half
     return dataclasses.replace(found, boxes=own.reset_index(drop=True))
 
 
