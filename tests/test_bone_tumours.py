@@ -270,7 +270,7 @@ def papermill(stage, home, **given):
                           cwd=home, capture_output=True, text=True, timeout=600, env={**os.environ, "MSTL_HOME": str(home), "OMP_NUM_THREADS": "1"})
 
 
-TINY = dict(options={"n": 120}, field_size=64, image_size=32, steps=[2], recipe={"batch_size": 8}, n_resamples=100,
+TINY = dict(options={"n": 180}, field_size=64, image_size=32, steps=[2], recipe={"batch_size": 8}, n_resamples=100,
             networks=[{"name": "one", "backbone": "test_vit", "weights": "none"}, {"name": "two", "backbone": "test_resnet", "weights": "none"}])
 
 

@@ -1,13 +1,21 @@
 """Robustness: intraclass correlations, boxes drawn again, what that does to a model, and where a network looks."""
 
+import dataclasses
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
+from mstl import explain, predictions
 from mstl.errors import MstlError
-from mstl.metrics import calibration, robustness
+from mstl.metrics import calibration, robustness, roc
+from mstl.works import bone_tumours
+from mstl.works import robustness as robust
+from test_bone_tumours import TINY, papermill
 
 #: Shrout & Fleiss (1979), table 2: six targets, four judges.
 RATINGS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
@@ -160,3 +168,214 @@ def test_a_mean_over_cases_is_never_given_a_negative_bound():
 def test_values_under_draws_that_cannot_be_read_are_one_sentence(values, words):
     with pytest.raises(MstlError, match=words):
         robustness.case_sd(values)
+
+
+# --- where a network looks ---------------------------------------------------------------------------------------------
+
+
+def test_heat_in_the_box_is_its_share_and_a_flat_map_gives_the_boxs_area():
+    boxes = np.array([[0.0, 0, 4, 8], [2, 2, 6, 6]])
+    flat = np.ones((2, 8, 8))
+    assert explain.inside(flat, boxes) == pytest.approx(explain.area((8, 8), boxes)) and explain.area((8, 8), boxes) == pytest.approx([0.5, 0.25])
+    spot = np.zeros((2, 8, 8))
+    spot[:, 3, 3] = 1
+    assert explain.inside(spot, boxes).tolist() == explain.pointing(spot, boxes).tolist() == [1, 1]
+    spot[1, 7, 7] = 1
+    assert explain.pointing(spot, boxes).tolist() == [1, 0.5] and explain.inside(spot, boxes)[1] == 0.5
+    empty = np.zeros((2, 8, 8))
+    assert np.isnan(explain.inside(empty, boxes)).all() and np.isnan(explain.pointing(empty, boxes)).all()
+
+
+def test_a_map_correlates_with_itself_against_its_inverse_and_not_with_a_flat_one():
+    heat = np.random.default_rng(0).random((3, 6, 6))
+    other = np.stack([heat[0] ** 3, -heat[1], np.ones((6, 6))])
+    found = explain.rank_correlation(heat, other)
+    assert found[:2] == pytest.approx([1, -1]) and np.isnan(found[2])
+
+
+@pytest.fixture(scope="module")
+def bright():
+    """Images whose class is whether a spot in one corner is bright, and a network that says so by construction."""
+    torch = pytest.importorskip("torch")
+    from mstl.datasets import phantoms
+    from mstl.models import backbones
+
+    base = phantoms.make("knee", n=12, size=32, workers=1)
+    images = np.full(base.images.shape, 60, np.uint8)
+    images[::2, 4:12, 4:12] = 250
+    data = dataclasses.replace(base, images=images, labels=(np.arange(12) % 2 == 0).astype(int), classes=("dark", "bright"), masks=None,
+                               boxes=pd.DataFrame({"image": np.arange(12), "class": "spot", "x0": 4.0, "y0": 4.0, "x1": 12.0, "y1": 12.0}))
+
+    class Spot(torch.nn.Module):
+        """The logit of "bright" is the brightest smoothed pixel: Grad-CAM of its one stage has to point there."""
+
+        def __init__(self):
+            super().__init__()
+            self.stage = torch.nn.Conv2d(3, 1, 4, stride=4, bias=False)
+            self.fc = torch.nn.Linear(1, 2)
+            with torch.no_grad():
+                self.stage.weight.fill_(1 / 48)
+                self.fc.weight.copy_(torch.tensor([[-4.0], [4.0]]))
+                self.fc.bias.zero_()
+            self.feature_info = [{"module": "stage", "reduction": 4}]
+            self.pretrained_cfg = {"classifier": "fc"}
+            self.spec = backbones.Spec("spot", data.classes, 32, 1, "replicate", (0.4,) * 3, (0.2,) * 3)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.stage(x)).amax(dim=(2, 3)))
+
+    return data, Spot().eval()
+
+
+def test_grad_cam_of_a_network_that_reads_one_spot_lies_on_the_spot(bright):
+    data, model = bright
+    lit = np.flatnonzero(data.labels == 1)
+    heat = explain.grad_cam(model, data, lit)
+    assert heat.shape == (6, 32, 32) and heat.min() >= 0 and heat.max() == pytest.approx(1, abs=1e-3)
+    boxes = bone_tumours.corners(data)[lit]
+    assert (explain.pointing(heat, boxes) == 1).all() and explain.inside(heat, boxes).min() > 0.6
+    assert np.allclose(heat, explain.grad_cam(model, data, lit, classes=np.ones(6), batch_size=4))
+    with pytest.raises(MstlError, match="2 classes were given for 6"):
+        explain.grad_cam(model, data, lit, classes=[1, 1])
+
+
+def test_deleting_the_spot_first_costs_more_than_deleting_at_random_and_the_end_is_the_same(bright):
+    data, model = bright
+    lit = data.subset(np.flatnonzero(data.labels == 1))
+    heat = explain.grad_cam(model, lit)
+    ordered, random = (explain.deletion(model, lit, np.ones(6), h, grid=8, steps=8) for h in (heat, None))
+    assert ordered.shape == (6, 9) and np.allclose(ordered[:, 0], random[:, 0]) and np.allclose(ordered[:, -1], random[:, -1])
+    assert (explain.curve_area(ordered) < explain.curve_area(random)).all()
+    assert explain.curve_area(np.tile([1.0, 0.5, 0], (2, 1))).tolist() == [0.5, 0.5]
+    with pytest.raises(MstlError, match="grid=64"):
+        explain.deletion(model, lit, np.ones(6), heat, grid=64)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+def test_shuffling_goes_from_the_head_down_and_leaves_the_network_itself_alone(backbone):
+    torch = pytest.importorskip("torch")
+    from mstl.models import backbones
+
+    model = backbones.create(backbone, ["a", "b"], image_size=32, channels=1)
+    with torch.no_grad():
+        for name in backbones.head_names(model):
+            model.get_parameter(name).normal_()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    changed = {}
+    for depth in (0.0, 0.5, 1.0):
+        other = dict(explain.shuffled(model, depth=depth).named_parameters())
+        changed[depth] = {name for name, value in other.items() if not torch.equal(value, before[name])}
+        assert all(torch.equal(value.flatten().sort().values, before[name].flatten().sort().values) for name, value in other.items())
+    assert changed[0.0] <= backbones.head_names(model) and changed[0.0] < changed[0.5] < changed[1.0]
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    with pytest.raises(MstlError, match="depth=2"):
+        explain.shuffled(model, depth=2)
+
+
+def test_a_transformers_tokens_are_put_back_on_their_grid_and_a_cnn_is_read_where_its_map_is_fine_enough():
+    torch = pytest.importorskip("torch")
+    from mstl.models import backbones
+
+    vit = backbones.create("test_vit", ["a", "b"], image_size=64, channels=1)
+    layer, reshape = explain.target_layer(vit, 64)
+    side, prefix = 64 // 16, vit.num_prefix_tokens
+    tokens = torch.cat([torch.full((1, prefix, 1), -1.0), torch.arange(float(side * side)).reshape(1, -1, 1)], dim=1)
+    assert reshape(tokens)[0, 0].flatten().tolist() == list(range(side * side)) and layer is vit.blocks[-1].norm1
+    cnn = backbones.create("test_resnet", ["a", "b"], image_size=64, channels=1)
+    assert explain.target_layer(cnn, 64, cells=4)[0] is cnn.layer3 and explain.target_layer(cnn, 64, cells=2)[0] is cnn.layer4
+
+
+# --- the chapter's tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Made-up risks of two models on 60 patients with two images each in two folds: "shaky" moves five times as much as "calm"."""
+    rng, rows, moved = np.random.default_rng(0), [], []
+    images = [f"i{k}" for k in range(120)]
+    truth = np.repeat(rng.random(60) < 0.5, 2)
+    level = 1.2 * (2 * truth - 1) + rng.normal(0, 1, 120)
+    for model, noise in (("calm", 0.1), ("shaky", 0.5)):
+        for fold in (0, 1):
+            for k in range(120):
+                risk = 1 / (1 + np.exp(-level[k] - 0.5 * fold))
+                split = "test" if (k // 2) % 2 == fold else "val"
+                rows.append({"model": model, "fold": fold, "split": split, "image_id": images[k], "group": f"g{k // 2}", "center": "A",
+                             "y_true": "ill" if truth[k] else "well", "p_well": 1 - risk, "p_ill": risk})
+                for strength, draw in [(0.0, 0)] + [(s, d) for s in (0.1, 0.4) for d in range(4)] if split == "test" else []:
+                    logit = level[k] + 0.5 * fold + noise * 5 * strength * rng.normal()
+                    moved.append({"model": model, "seed": 0, "fold": fold, "strength": strength, "draw": draw, "image_id": images[k], "p": 1 / (1 + np.exp(-logit))})
+    return predictions.check(pd.DataFrame(rows)), pd.DataFrame(moved)
+
+
+def test_the_table_of_draws_gives_back_how_much_each_model_was_moved(tables):
+    table, moved = tables
+    whole = robust.joined(moved, table)
+    cases = robust.per_case(whole)
+    assert len(cases) == 2 * 2 * 120
+    spread = robust.means(cases, "sd_logit").set_index(["model", "strength"])["estimate"]
+    assert spread["shaky", 0.4] == pytest.approx(5 * spread["calm", 0.4], rel=0.2) and spread["calm", 0.4] == pytest.approx(4 * spread["calm", 0.1], rel=0.2)
+    icc = robust.agreement(whole).set_index(["model", "strength"])
+    assert icc.loc[("calm", 0.4), "low"] > icc.loc[("shaky", 0.4), "high"] and (icc["n"] == 120).all() and (icc["k"] == 4).all()
+    flips = robust.means(cases, "flips").set_index(["model", "strength"])["estimate"]
+    assert flips["shaky", 0.4] > flips["calm", 0.4] >= 0
+    pair = robust.contrasts(cases, ["calm", "shaky"])
+    assert (pair["high"] < 0).all() and (pair["p_holm"].astype(float) < 0.001).all() and (pair["n_groups"] == 60).all()
+
+
+def test_the_auc_under_draws_is_the_mean_of_the_aucs_within_a_fold_and_a_draw(tables):
+    table, moved = tables
+    whole = robust.joined(moved, table)
+    found = robust.aucs(whole, n_resamples=100).set_index(["model", "strength"])
+    own = whole[(whole["model"] == "shaky") & (whole["strength"] == 0.4)]
+    direct = [roc.auc(part["y"], part["p"]) for _, part in own.groupby(["fold", "draw"])]
+    assert found.loc[("shaky", 0.4), "estimate"] == pytest.approx(np.mean(direct)) and found.loc[("shaky", 0.4), "n_images"] == 120
+    before = [roc.auc(part["y"], part["p"]) for _, part in whole[(whole["model"] == "shaky") & (whole["strength"] == 0)].groupby("fold")]
+    assert found.loc[("shaky", 0.4), "change"] == pytest.approx(np.mean(direct) - np.mean(before))
+    assert found.loc[("calm", 0.0), "sd_draws"] == 0 and found.loc[("shaky", 0.4), "sd_draws"] > found.loc[("calm", 0.4), "sd_draws"]
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda t, m: (t, m.drop(columns="draw")), "no column 'draw'"), (lambda t, m: (t[t["split"] == "test"], m), "no validation images of both classes"),
+    (lambda t, m: (t, m.assign(image_id=m["image_id"] + "x")), "is no test image of the predictions")])
+def test_tables_that_do_not_belong_together_are_one_sentence(tables, spoil, words):
+    table, moved = spoil(*tables)
+    with pytest.raises(MstlError, match=words):
+        robust.joined(moved, table)
+
+
+def test_a_pair_that_was_not_disturbed_is_one_sentence(tables):
+    cases = pd.DataFrame({"model": ["a"], "strength": [0.1], "image_id": ["i"], "group": ["g"], "sd_logit": [1.0]})
+    with pytest.raises(MstlError, match="no model 'b'"):
+        robust.contrasts(cases, ["a", "b"])
+
+
+def test_some_cases_are_taken_evenly_and_all_where_no_number_is_given():
+    labels, rows = np.array([0] * 80 + [1] * 20), np.arange(100)
+    taken = robust.some(labels, rows, 30)
+    assert np.bincount(labels[taken]).tolist() == [15, 15] and (np.diff(taken) > 0).all()
+    assert np.bincount(labels[robust.some(labels, rows, 60)]).tolist() == [40, 20] and len(robust.some(labels, rows, 0)) == 100
+
+
+# --- the notebook ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_notebook_disturbs_the_kept_networks_and_computes_the_same_again_from_its_tables(tmp_path):
+    parent = papermill("71_bone_tumours", tmp_path, **TINY)
+    assert parent.returncode == 0, parent.stderr[-2000:]
+    given = dict(strengths=[0.1, 0.4], draws=2, n_cases=24, n_maps=6, n_resamples=100)
+    done = papermill("72_robustness", tmp_path, predictions=["71_bone_tumours/all"], **given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "runs" / "manual" / "72_robustness" / "all"
+    moved = pd.read_csv(run / "perturbed.csv")
+    assert set(moved["model"]) == {"one", "two", "texture", "one + texture"} and (moved.groupby(["model", "strength", "draw"]).size() == 24).all()
+    kept = predictions.read(run).query("split == 'test'").set_index(["model", "image_id"])
+    own = moved[moved["strength"] == 0]
+    assert np.allclose(own["p"], kept.loc[pd.MultiIndex.from_frame(own[["model", "image_id"]]), "p_malignant"], atol=1e-5), "its own box gives the risk of 71"
+    again = papermill("72_robustness", tmp_path, results=str(run), out="again", **given)
+    assert again.returncode == 0, again.stderr[-2000:]
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
+    assert first == second
+    missing = papermill("72_robustness", tmp_path, predictions=["71_bone_tumours/none"], out="wrong")
+    assert missing.returncode != 0 and "The run of 71_bone_tumours is missing" in missing.stderr.strip().splitlines()[-1]

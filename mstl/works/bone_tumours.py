@@ -178,7 +178,10 @@ def networks(declared: Sequence[Mapping[str, Any]], others: Iterable[str] = ()) 
 
 def handcrafted_names(p: Mapping[str, Any]) -> list[str]:
     """The models beside the networks in a run with the parameters ``p``: the features' and the one that adds a network's score, or none."""
-    return [] if p["features"] == "none" else [p["features"], f"{p['combined'] or p['networks'][0]['name']} + {p['features']}"]
+    names = [network.name for network in networks(p["networks"])]
+    if p["combined"] and p["combined"] not in names:
+        raise MstlError(f"combined='{p['combined']}' is no network of this run: {templates.suggestion(p['combined'], names)}")
+    return [] if p["features"] == "none" else [p["features"], f"{p['combined'] or names[0]} + {p['features']}"]
 
 
 def check_pair(pair: Sequence[str], names: Sequence[str]) -> None:

@@ -28,13 +28,13 @@ COLUMNS = [*KEYS, "strength", "draw", "image_id", "p"]
 
 @dataclass(frozen=True)
 class Kept:
-    """The models of one chain and fold of a run of 71: name → function (crops, field, boxes (n, 4)) → risk (n,)."""
+    """The models of one chain and fold of a run of 71: name → function (crops, field, boxes (n, 4), risks of the models before it) → risk (n,)."""
 
     seed: int
     fold: int
     test: np.ndarray
     networks: Mapping[str, Any]
-    risks: Mapping[str, Callable[[ImageSet, ImageSet, np.ndarray], np.ndarray]]
+    risks: Mapping[str, Callable[[ImageSet, ImageSet, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]]
 
 
 def kept(parent: Path, record: Mapping[str, Any], parts: Sequence) -> Iterator[Kept]:
@@ -51,20 +51,16 @@ def kept(parent: Path, record: Mapping[str, Any], parts: Sequence) -> Iterator[K
                 raise MstlError(f"The run {parent} keeps no networks of seed {seed} and fold {part.fold} ({place.name} is missing): only their tables were "
                                 "copied; run 71_bone_tumours again, or name the results of a finished run of this notebook.")
             models = {name: checkpoints.load(place / name) for name in names}
-            risks: dict[str, Callable] = {name: (lambda crops, field, boxes, model=model: training.predict(model, crops)[:, -1])
+            risks: dict[str, Callable] = {name: (lambda crops, field, boxes, before, model=model: training.predict(model, crops)[:, -1])
                                           for name, model in models.items()}
             beside = bone_tumours.handcrafted_names(p)
             if beside and p["region"] == "box":
                 signature = radiomics.load(place / "signature.json")
                 both = radiomics.load(place / "combination.json")
-
-                def handcrafted(crops, field, boxes, signature=signature):
-                    return signature.risk(radiomics.measure(field.images, p["features"], boxes=boxes))
-
-                risks[beside[0]] = handcrafted
-                risks[beside[1]] = (
-                    lambda crops, field, boxes, own=handcrafted, deep=risks[p["combined"] or names[0]], both=both:
-                    both.risk(deep(crops, field, boxes), own(crops, field, boxes)))
+                deep = p["combined"] or names[0]
+                risks[beside[0]] = lambda crops, field, boxes, before, model=signature: model.risk(
+                    radiomics.measure(field.images, p["features"], boxes=boxes))
+                risks[beside[1]] = lambda crops, field, boxes, before, model=both: model.risk(before[deep], before[beside[0]])
             yield Kept(seed, part.fold, part.test, models, risks)
 
 
@@ -93,8 +89,11 @@ def disturb(
             boxes = moved[:, draw]
             pixels, _ = bone_tumours.cut(part.images, boxes, size, context)
             crops = dataclasses.replace(part, images=pixels, masks=None, boxes=None)
-            tables += [pd.DataFrame({"model": name, "seed": one.seed, "fold": one.fold, "strength": strength, "draw": draw,
-                                     "image_id": part.ids, "p": risk(crops, part, boxes)}) for name, risk in one.risks.items()]
+            found: dict[str, np.ndarray] = {}
+            for name, risk in one.risks.items():
+                found[name] = risk(crops, part, boxes, found)
+                tables.append(pd.DataFrame({"model": name, "seed": one.seed, "fold": one.fold, "strength": strength, "draw": draw,
+                                            "image_id": part.ids, "p": found[name]}))
             if on_step is not None:
                 on_step()
     return pd.concat(tables, ignore_index=True)[COLUMNS]
