@@ -32,11 +32,15 @@ def grad_cam(model: nn.Module, data: ImageSet, rows=None, *, classes=None, cells
     image has but two or three; of a vision transformer the tokens that enter its last block, without the class token.
     """
     import torch
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     from mstl.models import backbones
 
+    try:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    except ImportError as error:  # the package, or a graphics library that its OpenCV wants and a server lacks
+        raise MstlError(f"Grad-CAM cannot be computed ({error}): pip install grad-cam, and on a machine without graphics libraries then "
+                        "pip uninstall opencv-python and pip install --force-reinstall opencv-python-headless.") from error
     rows = np.arange(len(data)) if rows is None else np.asarray(rows)
     layer, reshape = target_layer(model, data.size, cells)
     wanted = None if classes is None else np.asarray(classes, dtype=int)

@@ -39,6 +39,9 @@ def prepare(p: Mapping[str, Any]) -> tuple[ImageSet, ImageSet, list[Split]]:
     if p["group_by_cluster"]:
         field = splits.group_by_cluster(field, splits.audit(field))
     field = cases(field, p["classes"], label=p["label"], smallest=p["smallest"])
+    if len(field.classes) != 2:
+        raise MstlError(f"The cases of {field.name} have {len(field.classes)} classes ({', '.join(field.classes)}), and this chapter tells two apart: name two as classes, "
+                        "the positive one last.")
     parts = design(field, development=p["development"], folds=p["folds"], internal=p["internal"], n_val=p["n_val"])
     return field, crops(field, p["image_size"], p["context"]), parts
 
