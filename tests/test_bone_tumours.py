@@ -83,6 +83,15 @@ def test_a_crop_shows_what_lies_around_its_box_and_black_beyond_the_image():
     assert there.tolist() == [[0, 5, 10, 15]] and moved[0, 7:13, 2:8].min() == 200
 
 
+def test_the_mask_of_a_case_is_its_lesion_within_its_box(field):
+    strip = dataclasses.replace(field, boxes=field.boxes.assign(x0=-3.0, x1=40.0, y0=-2.0, y1=64.0))
+    assert np.array_equal(bone_tumours.masks(field), field.masks), "a simulated knee has one lesion"
+    found = bone_tumours.masks(strip)
+    assert np.array_equal(found[:, :, :40], field.masks[:, :, :40]) and found[:, :, 40:].max() == 0 < field.masks[:, :, 40:].max()
+    with pytest.raises(MstlError, match="has no lesion masks"):
+        bone_tumours.masks(dataclasses.replace(field, masks=None))
+
+
 def test_crops_keep_everything_but_pixels_and_boxes(field):
     made = bone_tumours.crops(field, 32, 1.5)
     assert made.images.shape == (len(field), 32, 32, 1) and np.array_equal(made.ids, field.ids) and np.array_equal(made.groups, field.groups)
@@ -117,6 +126,27 @@ def test_a_center_that_is_not_there_or_alone_is_one_sentence(field):
 def test_external_rows_are_those_of_other_centers_and_all_validation():
     table = pd.DataFrame({"split": ["val", "test", "test"], "center": ["A", "A", "B"]})
     assert bone_tumours.external(table, "A").index.tolist() == [0, 2] and len(bone_tumours.external(table, "")) == 3
+
+
+def test_delongs_test_is_that_of_each_center_and_of_all_external_images():
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(240):
+        ill, center = bool(rng.random() < 0.5), "ABC"[k % 3]
+        for model, sharp in (("a", 1.5), ("b", 0.8), ("c", 0.0)):
+            p = 1 / (1 + np.exp(-sharp * (2 * ill - 1) - rng.normal()))
+            rows.append({"model": model, "split": "test", "image_id": f"i{k}", "group": f"g{k // 6}", "center": center, "y_true": "ill" if ill else "well",
+                         "p_well": 1 - p, "p_ill": p})
+    table = predictions.check(pd.DataFrame(rows))
+    found = bone_tumours.delong(table, "b", development="A").set_index(["test", "contrast"])
+    assert list(dict.fromkeys(found.index.get_level_values(0))) == ["all external", "center A, internal", "center B", "center C"]
+    own = table[table["center"] == "C"].pivot(index=["image_id", "group", "y_true"], columns="model", values="p_ill").reset_index()
+    direct = roc.delong_test(own["y_true"] == "ill", own["a"], own["b"], groups=own["group"])
+    row = found.loc[("center C", "a − b")]
+    assert row["difference"] == pytest.approx(direct.difference) and row["p"] == pytest.approx(direct.p_value) and row["variance"] == "clustered"
+    both = found.loc["center C"]
+    assert both["p_holm"].astype(float).min() == pytest.approx(min(1, 2 * both["p"].min())) and found.loc[("all external", "a − b"), "n_images"] == 160
+    assert set(bone_tumours.delong(table, "b")["test"]) == {"all"}
 
 
 @pytest.mark.parametrize(("declared", "words"), [

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mstl import comparison, predictions, templates
 from mstl.errors import MstlError
-from mstl.metrics import readers
+from mstl.metrics import ranks, readers
 from mstl.metrics.robustness import checked_boxes
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def prepare(p: Mapping[str, Any]) -> tuple[ImageSet, ImageSet, list[Split]]:
         field = splits.group_by_cluster(field, splits.audit(field))
     field = cases(field, p["classes"], label=p["label"], smallest=p["smallest"])
     if len(field.classes) != 2:
-        raise MstlError(f"The cases of {field.name} have {len(field.classes)} classes ({', '.join(field.classes)}), and this chapter tells two apart: name two as classes, "
-                        "the positive one last.")
+        raise MstlError(f"The cases of {field.name} have the classes {', '.join(field.classes)}, and this chapter tells two apart: name two as classes, the "
+                        "positive one last.")
     parts = design(field, development=p["development"], folds=p["folds"], internal=p["internal"], n_val=p["n_val"])
     return field, crops(field, p["image_size"], p["context"]), parts
 
@@ -228,7 +228,7 @@ def masks(field: ImageSet) -> np.ndarray:
     if field.masks is None:
         raise MstlError(f"{field.name} has no lesion masks: measure the features in the box (region: box).")
     out = np.zeros(field.masks.shape, np.uint8)
-    for number, (x0, y0, x1, y1) in enumerate(np.round(corners(field)).astype(int)):
+    for number, (x0, y0, x1, y1) in enumerate(np.clip(np.round(corners(field)), 0, None).astype(int)):
         out[number, y0:y1, x0:x1] = field.masks[number, y0:y1, x0:x1]
     return out
 
@@ -256,17 +256,23 @@ def by_center(table: pd.DataFrame, pair: Sequence[str], **settings: Any) -> pd.D
     return rows if len(rows) else pd.DataFrame(columns=["value", "quantity", "kind", "estimate", "low", "high", "n_images", "n_groups", "note"])
 
 
-def delong(table: pd.DataFrame, reference: str, *, level: float = 0.95) -> pd.DataFrame:
-    """Paired DeLong tests of every model against ``reference`` on each test set, clustered where patients have several images; ``p_holm``
-    corrects over the models of a test set."""
-    from statsmodels.stats.multitest import multipletests
+def delong(table: pd.DataFrame, reference: str, *, development: str = "", level: float = 0.95) -> pd.DataFrame:
+    """Paired DeLong tests of every model against ``reference``, clustered where patients have several images, one row a ``test`` set, chain and fold.
 
-    rows = comparison.one_test_set(table, reference=reference, level=level)
+    Test sets are all (external) images together and, with a ``development`` center, each center that has both classes; ``p_holm`` corrects over the
+    models of one test set. The images of a center are also among all, so that rows of different test sets are no independent evidence.
+    """
+    outside, tested = external(table, development), table[table["split"] == "test"]
+    sets = {"all external" if development else "all": outside}
+    for center in sorted(tested["center"].unique()) if development else []:
+        if tested.loc[tested["center"] == center, "y_true"].nunique() == 2:
+            sets[f"center {center}" + (", internal" if center == development else "")] = table[(table["split"] != "test") | (table["center"] == center)]
+    rows = pd.concat([comparison.one_test_set(part, reference=reference, level=level).assign(test=name) for name, part in sets.items()], ignore_index=True)
     rows["p_holm"] = None
-    for _, part in rows.groupby(["seed", "fold"]):
+    for _, part in rows.groupby(["test", "seed", "fold"]):
         defined = part["p"].dropna().astype(float)
         if len(defined):
-            rows.loc[defined.index, "p_holm"] = multipletests(defined, method="holm")[1]
+            rows.loc[defined.index, "p_holm"] = ranks.holm(defined)
     return rows
 
 

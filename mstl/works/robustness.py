@@ -13,7 +13,7 @@ import pandas as pd
 
 from mstl import predictions
 from mstl.errors import MstlError
-from mstl.metrics import paired, robustness, roc
+from mstl.metrics import paired, ranks, robustness, roc
 from mstl.works import bone_tumours
 
 if TYPE_CHECKING:
@@ -199,8 +199,6 @@ def means(cases: pd.DataFrame, value: str, *, level: float = 0.95) -> pd.DataFra
 def contrasts(cases: pd.DataFrame, pair: Sequence[str], value: str = "sd_logit", *, level: float = 0.95) -> pd.DataFrame:
     """Paired over cases: is ``value`` smaller in the first model of ``pair`` than in the second? One row a strength; ``p_holm`` corrects Wilcoxon's
     test over the strengths."""
-    from statsmodels.stats.multitest import multipletests
-
     a, b = pair
     for name in pair:
         if name not in set(cases["model"]):
@@ -216,7 +214,7 @@ def contrasts(cases: pd.DataFrame, pair: Sequence[str], value: str = "sd_logit",
     out["p_holm"] = None
     tested = out["p"].notna()
     if tested.any():
-        out.loc[tested, "p_holm"] = multipletests(out.loc[tested, "p"].astype(float), method="holm")[1]
+        out.loc[tested, "p_holm"] = ranks.holm(out.loc[tested, "p"].astype(float))
     return out
 
 
