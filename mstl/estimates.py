@@ -49,6 +49,7 @@ STARTING = 9.0  # of a stage that is not named above
 #: A detector's step over a classifier's of the same backbone, and the seconds that boxes take to be judged.
 DETECTOR, JUDGED = 2.0, 15.0
 PROBED = 1.0  # seconds of the measures and the linear probe of a network on one split
+DISTURBED = 0.03  # seconds that a case under one draw takes, four networks and two models of features together
 READING = 3.0  # how much faster an image is read (validation, test) than trained on
 FROZEN = 2.5  # how much faster training is when only the head learns
 BETWEEN = 1.5  # seconds that Snakemake and papermill add to a run
@@ -136,7 +137,24 @@ def _seconds(run: PlannedRun, *, gpu: bool = False) -> float:
         tuned = 2 * len(p["lrs"]) * sum(p["steps"]) + sum(p["extra_steps"])  # both arms in the first chain
         trained = batch * _splits(p) * (tuned + (chains - 1) * (p["steps"][-1] + max(grid)))
         return start + JUDGED + (chains * _trained(p["source_recipe"], 0) + DETECTOR * trained) * _each(p, gpu)
+    if run.stage == "71_bone_tumours" and not p.get("results"):
+        return start + _bone_tumours({name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p, gpu)
+    if run.stage == "72_robustness" and not p.get("results"):
+        p = {name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p
+        return start + DISTURBED * (p["n_cases"] or 300) * (1 + p["draws"] * len(p["strengths"]) + p["n_maps"] / 20)
     return start + 0.2 * len(p.get("predictions", []))
+
+
+def _bone_tumours(p: Mapping[str, Any], gpu: bool) -> float:
+    """Seconds of preparing, measuring, training and reading."""
+    n, splits = images(p["data"], p["options"], p["field_size"], p["classes"] if not p["label"] else ()), 1 if p["development"] else p["folds"]
+    seconds = 0.02 * n
+    for network in p["networks"]:
+        own = p | {"backbone": network["backbone"]}
+        steps = len(p["lrs"]) * sum(p["steps"]) + (sum(p["extra_steps"]) if network.get("weights") == "none" else 0)
+        trained = p["recipe"].get("batch_size", 32) * steps * splits * len(p["seeds"])
+        seconds += trained * _each(own, gpu) + n * splits * len(p["seeds"]) * _each(own, gpu, reading=True)
+    return seconds
 
 
 def _disk(run: PlannedRun) -> float:

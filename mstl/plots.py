@@ -556,3 +556,48 @@ def decision(table: pd.DataFrame, *, bands: int = 3, note: str = "") -> Figure:
     handles += [plt.Line2D([], [], color="0.25", lw=1, ls=(0, (4, 2)), label="act on everyone"), plt.Line2D([], [], color="0.25", lw=1, label="act on no one")]
     _legend_below(figure, handles)
     return _finished(figure, note)
+
+
+# --- lesions in boxes: another hand's box, and where a network looks ----------------------------------------------------------
+
+
+def disturbed(panels: Mapping[str, pd.DataFrame], *, xlabel: str, note: str = "") -> Figure:
+    """One panel a measure, one line a model: ``strength``, ``model``, ``estimate``, ``low``, ``high``, bars for the intervals."""
+    models = list(dict.fromkeys(name for table in panels.values() for name in table["model"]))
+    looks, shapes = _strokes(models), markers(models)
+    figure, axes = _grid(len(panels), 2, 2.5)
+    for ax, (title, table) in zip(axes.ravel(), panels.items(), strict=False):
+        step = 0.012 * np.ptp(table["strength"])  # models side by side, so that no bar hides another
+        for number, model in enumerate(models):
+            part = table[table["model"] == model].sort_values("strength")
+            x = part["strength"] + (number - (len(models) - 1) / 2) * step
+            values = part[["estimate", "low", "high"]].astype(float)
+            colour, dash = looks[model]
+            ax.plot(x, values["estimate"], dash, color=colour, marker=shapes[model], ms=5, mec="white", mew=0.6, lw=1.5)
+            ax.vlines(x, values["low"], values["high"], color=colour, lw=1.2)
+        ax.set_title(title, fontsize=10, fontweight="normal")
+        ax.set_xlabel(xlabel, fontsize=8.5)
+        ax.tick_params(labelsize=8)
+    handles = [plt.Line2D([], [], color=looks[m][0], ls=looks[m][1], marker=shapes[m], ms=5, label=m) for m in models]
+    _legend_below(figure, handles)
+    return _finished(figure, note)
+
+
+def heat_maps(crops: ImageSet, maps: Mapping[str, np.ndarray], boxes: np.ndarray, *, per_row: int = 6, note: str = "") -> Figure:
+    """A row of crops with the lesion's box, and below it the same crops under the map of each network; ``boxes`` (n, 4) in pixels of the crops."""
+    shown = np.linspace(0, len(crops) - 1, min(per_row, len(crops))).round().astype(int)
+    rows = {"crop": None, **maps}
+    figure, axes = plt.subplots(len(rows), len(shown), figsize=(1.25 * len(shown), 1.3 * len(rows) + 0.2), squeeze=False)
+    for line, (name, heat) in zip(axes, rows.items(), strict=True):
+        for ax, k in zip(line, shown, strict=True):
+            ax.imshow(crops.images[k].mean(axis=-1), cmap="gray", vmin=0, vmax=255)
+            if heat is not None:
+                ax.imshow(heat[k], cmap="magma", alpha=0.55, vmin=0, vmax=1)
+            x0, y0, x1, y1 = boxes[k]
+            ax.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec="white", lw=1))
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if heat is None:
+                ax.set_title(crops.classes[crops.labels[k]], fontsize=8, fontweight="normal")
+        line[0].set_ylabel(_titled(name, 16), fontsize=8)
+    return _finished(figure, note)

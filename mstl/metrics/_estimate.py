@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
+from mstl.metrics import _check
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,6 +57,21 @@ def wilson_of(name: str, successes: int, trials: int, level: float, absent: str)
     if not trials:
         return Estimate(name, None, None, None, level, 0, "wilson", note=absent)
     return Estimate(name, successes / trials, *wilson(successes, trials, level), level, int(trials), "wilson")
+
+
+def mean_of(name: str, values: np.ndarray, groups, level: float, bounds: tuple[float, float] = (0, 1)) -> Estimate:
+    """Mean of one number a row with a normal interval whose variance is clustered by ``groups``, kept within ``bounds``."""
+    code, n_groups = _check.codes(groups, len(values))
+    mean = float(values.mean())
+    shown = None if groups is None else n_groups
+    if n_groups < 2:
+        return Estimate(
+            name, mean, None, None, level, len(values), "normal", shown, "one group only, so no interval exists"
+        )
+    sums = np.bincount(code, values - mean, n_groups)
+    half = quantile_z(level) * np.sqrt(n_groups / (n_groups - 1) * np.sum(sums**2)) / len(values)
+    low, high = float(max(mean - half, bounds[0])), float(min(mean + half, bounds[1]))
+    return Estimate(name, mean, low, high, level, len(values), "normal", shown)
 
 
 @dataclass(frozen=True)

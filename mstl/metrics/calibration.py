@@ -13,7 +13,7 @@ import pandas as pd
 
 from mstl.errors import MstlError
 from mstl.metrics import _check
-from mstl.metrics._estimate import Estimate, joined, quantile_z, two_sided, wilson
+from mstl.metrics._estimate import Estimate, joined, mean_of, quantile_z, two_sided, wilson
 
 _EDGE = 1e-6
 
@@ -25,7 +25,7 @@ def brier(y_true, risk, *, groups=None, level: float = 0.95) -> Estimate:
     """Brier score, the mean squared error of the probabilities (0 best), with a normal interval of the mean, clipped to
     [0, 1]."""
     y, p = _pair(y_true, risk)
-    return _mean("brier", (p - y) ** 2, groups, _check.fraction(level))
+    return mean_of("brier", (p - y) ** 2, groups, _check.fraction(level))
 
 
 def brier_skill(y_true, risk) -> float:
@@ -317,21 +317,6 @@ def _logit(p: np.ndarray) -> tuple[np.ndarray, str]:
 def _softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
-
-
-def _mean(name: str, values: np.ndarray, groups, level: float) -> Estimate:
-    code, n_groups = _check.codes(groups, len(values))
-    mean = float(values.mean())
-    shown = None if groups is None else n_groups
-    if n_groups < 2:
-        return Estimate(
-            name, mean, None, None, level, len(values), "normal", shown, "one group only, so no interval exists"
-        )
-    sums = np.bincount(code, values - mean, n_groups)
-    half = quantile_z(level) * np.sqrt(n_groups / (n_groups - 1) * np.sum(sums**2)) / len(values)
-    return Estimate(
-        name, mean, float(max(mean - half, 0)), float(min(mean + half, 1)), level, len(values), "normal", shown
-    )
 
 
 def _logistic(design: np.ndarray, y: np.ndarray, offset: np.ndarray, code, n_groups) -> tuple[np.ndarray, np.ndarray]:
