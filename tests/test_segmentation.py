@@ -96,3 +96,116 @@ def test_the_difference_of_two_means_is_paired_by_group():
 def test_a_comparison_of_classes_still_refuses_a_cell_of_one_class():
     with pytest.raises(MstlError, match="one class only"):
         chains.Block(np.zeros(6, bool), seed=np.zeros(6), fold=np.zeros(6), group=np.arange(6))
+
+
+# ------------------------------------------------------------------------------------------------------------- the network
+
+torch = pytest.importorskip("torch")
+unet = pytest.importorskip("mstl.models.segmentation")
+
+BACKBONE = "test_efficientnet"
+
+
+@pytest.fixture(scope="module")
+def discs():
+    """Bright discs on noise, each its own group: a task that a few steps learn."""
+    from mstl.datasets import phantoms
+
+    base = phantoms.make("ultrasound", n=24, size=32, workers=1)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    masks = np.stack([((x - a) ** 2 + (y - b) ** 2 < r**2) for a, b, r in zip(rng.uniform(10, 22, 24), rng.uniform(10, 22, 24), rng.uniform(5, 8, 24))])
+    images = np.clip(60 + 120 * masks + rng.normal(0, 20, masks.shape), 0, 255).astype(np.uint8)[..., None]
+    return dataclasses.replace(base, images=images, masks=masks.astype(np.uint8), boxes=None, groups=base.ids)
+
+
+def recipe(**options):
+    from mstl.training import Recipe
+
+    return Recipe(**{"lr": 1e-2, "steps": 24, "batch_size": 8, "monitor": "loss", "augmentation": "ultrasound"} | options)
+
+
+def net(seed=0, **options):
+    return unet.create(BACKBONE, image_size=32, channels=1, seed=seed, **options)
+
+
+TRAIN, VAL, TEST = np.arange(14), np.arange(14, 19), np.arange(19, 24)
+
+
+def test_a_unet_learns_discs_and_a_killed_fit_gives_the_same_weights_as_one_that_was_not(discs, tmp_path, monkeypatch):
+    from mstl import training
+
+    monkeypatch.setattr(training, "_SAVE_EVERY_SECONDS", 0.0)
+    whole = unet.fit(net(), discs, TRAIN, VAL, recipe(), folder=tmp_path / "whole")
+    assert segmentation.dice(discs.masks[TEST], unet.predict(whole.model, discs, TEST) >= 0.5).mean() > 0.7
+    assert whole.best["val_loss"] == whole.history["val_loss"].min()
+
+    def stop(row):
+        if row["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unet.fit(net(), discs, TRAIN, VAL, recipe(), folder=tmp_path / "killed", on_epoch=stop)
+    again = unet.fit(net(), discs, TRAIN, VAL, recipe(), folder=tmp_path / "killed")
+    assert again.resumed and not again.loaded and again.history.equals(whole.history)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+    loaded = unet.fit(net(), discs, TRAIN, VAL, recipe(), folder=tmp_path / "whole")
+    assert loaded.loaded and np.array_equal(unet.predict(loaded.model, discs, TEST), unet.predict(whole.model, discs, TEST))
+    assert not unet.fit(net(), discs, TRAIN, VAL, recipe(steps=1), folder=tmp_path / "whole").loaded, "another recipe is another fit"
+
+
+def test_the_encoder_starts_with_the_verified_weights_and_a_frozen_one_keeps_them(discs):
+    from mstl.models import backbones
+
+    whole = backbones.create("tf_efficientnet_lite0", 2, image_size=32, weights="imagenet").state_dict()
+    model = unet.create("tf_efficientnet_lite0", image_size=32, channels=1, weights="imagenet")
+    encoder = model.encoder.model.state_dict()
+    assert model.load_report.matched == 294 and all(torch.equal(tensor, whole[name]) for name, tensor in encoder.items())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    after = unet.fit(model, discs, TRAIN, VAL, recipe(steps=2, freeze="backbone")).model.state_dict()
+    for name, tensor in after.items():
+        changed = not torch.equal(tensor, before[name])
+        assert not changed if name.startswith("encoder.") else changed or "num_batches" in name or "running" in name, name
+
+
+def test_names_that_timm_flattens_are_found():
+    from mstl.models import backbones
+
+    whole = backbones.create("convnext_atto", 2, image_size=32, seed=5).state_dict()
+    model = unet.create("convnext_atto", image_size=32, seed=5)
+    assert torch.equal(model.encoder.model.state_dict()["stem_0.weight"], whole["stem.0.weight"])
+
+
+def test_augmentation_moves_image_and_mask_together(discs):
+    torch.manual_seed(0)
+    clean = dataclasses.replace(discs, images=(discs.masks * 255)[..., None])
+    x, y = unet._batch(net(), clean, TRAIN, torch.device("cpu"), "ultrasound")
+    pixels = x[:, 0]
+    bright = pixels > (pixels.amin((1, 2), keepdim=True) + pixels.amax((1, 2), keepdim=True)) / 2
+    assert segmentation.dice(y[:, 0].numpy(), bright.numpy()).min() > 0.9
+    assert not np.array_equal(y[:, 0].numpy(), clean.masks[TRAIN])
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_what_to_do(discs):
+    from mstl.training import NonFiniteLoss
+
+    model = net()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match="try a lower lr"):
+        unet.fit(model, discs, TRAIN, VAL, recipe(steps=1))
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda d: unet.create(BACKBONE, image_size=48), "use a multiple of 32"),
+    (lambda d: unet.create("test_vit", image_size=32), "cannot be the encoder of a U-Net"),
+    (lambda d: unet.create("torchvision.alexnet", image_size=96), "cannot be the encoder of a U-Net"),
+    (lambda d: unet.fit(net(), dataclasses.replace(d, masks=None), TRAIN, VAL, recipe()), "has no masks"),
+    (lambda d: unet.fit(net(), dataclasses.replace(d, masks=d.masks * (np.arange(24) > 0)[:, None, None]), TRAIN, VAL, recipe()), "has an empty mask"),
+    (lambda d: unet.fit(net(), d, TRAIN, TRAIN, recipe()), "none in both"),
+    (lambda d: unet.fit(net(), d, TRAIN, VAL, recipe(monitor="auc")), "needs monitor='loss'"),
+])
+def test_what_a_unet_cannot_do_is_one_sentence(discs, call, words):
+    with pytest.raises(MstlError, match=words) as error:
+        call(discs)
+    assert "\n" not in str(error.value)
