@@ -556,3 +556,36 @@ def decision(table: pd.DataFrame, *, bands: int = 3, note: str = "") -> Figure:
     handles += [plt.Line2D([], [], color="0.25", lw=1, ls=(0, (4, 2)), label="act on everyone"), plt.Line2D([], [], color="0.25", lw=1, label="act on no one")]
     _legend_below(figure, handles)
     return _finished(figure, note)
+
+
+#: Marker of each way to transfer.
+WAYS = {"scratch": "s", "features": "^", "hybrid": "D", "fine-tuned": "o"}
+
+
+def cost_front(table: pd.DataFrame, *, axes: Mapping[str, str], ylabel: str = "AUC", note: str = "") -> Figure:
+    """Score against cost, a panel a cost: colour a backbone, marker a way, a line through the points that no other beats in both.
+
+    ``table``: ``backbone``, ``model`` (the way), ``estimate``, ``low``, ``high``, and for each column of ``axes`` (column → label with unit) the
+    cost and ``front_<column>``.
+    """
+    backbones = list(dict.fromkeys(table["backbone"]))
+    ways = [way for way in WAYS if way in set(table["model"])]
+    colours = palette(backbones)
+    figure, panels = plt.subplots(1, len(axes), figsize=(7.6, 3.5), sharey=True, squeeze=False)
+    for ax, (column, label) in zip(panels[0], axes.items(), strict=True):
+        for row in table.itertuples():
+            x = getattr(row, column) * 2 ** ((ways.index(row.model) - (len(ways) - 1) / 2) * 0.06)  # beside each other
+            if pd.notna(row.low):
+                ax.vlines(x, row.low, row.high, color=colours[row.backbone], lw=1.2, alpha=0.6)
+            ax.plot(x, row.estimate, WAYS[row.model], color=colours[row.backbone], ms=7, mec="white", mew=0.8)
+        best = table[table[f"front_{column}"]].sort_values(column)
+        ax.step(best[column], best["estimate"], where="post", color="0.45", lw=1.2, ls="--", zorder=0)
+        ax.set_xscale("log")
+        ax.set_xlabel(label, fontsize=9)
+        ax.tick_params(labelsize=8, which="both")
+    panels[0][0].set_ylabel(ylabel)
+    handles = [plt.Line2D([], [], color=colours[b], lw=3, label=b) for b in backbones]
+    handles += [plt.Line2D([], [], color="0.3", marker=WAYS[w], lw=0, ms=6, label=w) for w in ways]
+    handles += [plt.Line2D([], [], color="0.45", lw=1.2, ls="--", label="Pareto front")]
+    _legend_below(figure, handles)
+    return _finished(figure, note)

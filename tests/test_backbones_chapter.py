@@ -1,11 +1,16 @@
 """The classic backbones: torchvision's two in timm's manners, the four ways to transfer, their scores and their cost."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from mstl import predictions, probing
+from mstl.datasets.splits import Split
 from mstl.errors import MstlError
+from mstl.metrics import roc
 from mstl.models import backbones, classic
+from mstl.works import backbones as work
 
 CLASSES = ("normal", "benign", "malignant")
 
@@ -78,3 +83,165 @@ def test_weights_of_torchvisions_that_cannot_be_fetched_are_one_sentence(monkeyp
     with pytest.raises(MstlError, match="torchvision.googlenet.*could not be fetched") as error:
         backbones.create("torchvision.googlenet", CLASSES, image_size=32, weights="imagenet")
     assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------- what is declared
+
+
+def test_a_backbone_without_weights_is_tested_from_scratch_alone_and_the_page_says_so():
+    asked = work.starts([{"backbone": "a", "weights": "imagenet"}, {"backbone": "b"}, {"backbone": "c", "ways": []}, {"backbone": "d", "weights": "own", "seeds": [4]}], [0, 1])
+    assert [start.ways for start in asked] == [tuple(work.WAYS), ("scratch",), (), tuple(work.WAYS)] and asked[3].seeds == (4,)
+    said = work.untested(asked)
+    assert "transfer from b," in said and "Of c only the cost" in said and "d started from a short source training" in said
+
+
+@pytest.mark.parametrize(("entries", "words"), [
+    ([{"backbone": "a", "weight": "imagenet"}], "unknown key 'weight'"),
+    ([{"weights": "none"}], "names no backbone"),
+    ([{"backbone": "a", "weights": "imagenet", "ways": ["scratch", "frozen"]}], "the way 'frozen'"),
+    ([{"backbone": "a", "ways": ["scratch", "hybrid"]}], "has no weights, so 'hybrid'"),
+    ([{"backbone": "a", "weights": "imagenet", "ways": ["features"]}], "leaves scratch out"),
+    ([{"backbone": "a"}, {"backbone": "a"}], "is there twice"),
+    ([{"backbone": "a"}], "nothing to compare"),
+])
+def test_a_wrong_declaration_is_one_sentence(entries, words):
+    with pytest.raises(MstlError, match=words) as error:
+        work.starts(entries, [0])
+    assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------- the classical classifier
+
+
+@pytest.fixture(scope="module")
+def rings():
+    """Three classes as rings around each other, which no linear head parts, among noise."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 70)
+    angle, radius = rng.uniform(0, 2 * np.pi, 210), 1 + 2 * labels + rng.normal(0, 0.25, 210)
+    features = np.stack([radius * np.cos(angle), radius * np.sin(angle), rng.normal(size=210)], axis=1)
+    order = rng.permutation(210)
+    return features, labels, Split(0, *(np.sort(rows) for rows in (order[:120], order[120:160], order[160:])))
+
+
+@pytest.mark.parametrize("kind", work.CLASSIFIERS)
+def test_a_classical_classifier_parts_what_a_linear_head_cannot(rings, kind):
+    features, labels, split = rings
+    val, test, choice = work.classical(features, labels, split, kind=kind)
+    linear = probing.probe(features, labels, split, n_classes=3).test
+    assert val.shape == (40, 3) and np.allclose(test.sum(axis=1), 1)
+    assert roc.auc(labels[split.test], test) > 0.95 > roc.auc(labels[split.test], linear) + 0.1
+    assert choice["value"] in work.CLASSIFIERS[kind][1]
+
+
+def test_two_classes_and_labels_that_mean_nothing_stay_at_chance(rings):
+    features, _, split = rings
+    labels = np.random.default_rng(1).integers(0, 2, 210)
+    for kind in work.CLASSIFIERS:
+        _, test, _ = work.classical(features, labels, split, kind=kind)
+        assert test.shape == (50, 2) and 0.2 < roc.auc(labels[split.test], test) < 0.8
+
+
+def test_an_unknown_classifier_and_a_missing_class_are_one_sentence_each(rings):
+    features, labels, split = rings
+    with pytest.raises(MstlError, match="hybrid='boosting'"):
+        work.classical(features, labels, split, kind="boosting")
+    bare = Split(0, split.train[labels[split.train] < 2], split.val, split.test)
+    with pytest.raises(MstlError, match="lacks a class"):
+        work.classical(features, labels, bare, kind="svm")
+
+
+# -------------------------------------------------------------------------------------------------------------- statistics
+
+
+def graded(probabilities, truth, model="scratch", seed=0, **more):
+    rows = {"image_id": [f"i{k}" for k in range(len(truth))], "y_true": [CLASSES[k] for k in truth], "model": model, "target": "grade", "backbone": "net",
+            "seed": seed, "group": [f"g{k // 2}" for k in range(len(truth))]}
+    return pd.DataFrame(rows | more | {f"p_{name}": probabilities[:, k] for k, name in enumerate(CLASSES)})
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Two chains of a perfect, a noisy and a constant grader."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 24)
+    tables = []
+    for seed in (0, 1):
+        for model, certainty in (("scratch", 0.0), ("features", 0.6), ("fine-tuned", 1.0)):
+            called = np.where(rng.random(72) < certainty, truth, rng.integers(0, 3, 72)) if certainty else np.ones(72, int)
+            tables.append(graded(0.8 * np.eye(3)[called] + 0.2 / 3, truth, model, seed))
+    return predictions.join(tables)
+
+
+def test_kappa_and_the_error_of_the_grade_are_those_of_scikit_learn_within_a_chain(table):
+    from sklearn.metrics import cohen_kappa_score
+
+    found = work.grading(table, n_resamples=200).set_index(["measure", "model", "reference"])
+    own = table[table["model"] == "features"]
+    code = own["y_true"].map(CLASSES.index)
+    called = own[[f"p_{name}" for name in CLASSES]].to_numpy().argmax(axis=1)
+    kappas = [cohen_kappa_score(code[rows], called[rows], weights="quadratic") for rows in (own["seed"].to_numpy() == s for s in (0, 1))]
+    assert found.loc[("kappa", "features", ""), "estimate"] == pytest.approx(np.mean(kappas))
+    assert found.loc[("mae", "features", ""), "estimate"] == pytest.approx(np.abs(code - called).mean())
+    row = found.loc[("mae", "features", "")]
+    assert row["low"] < row["estimate"] < row["high"] and row["n_images"] == 72 and row["n_groups"] == 36 and row["n_chains"] == 2
+
+
+def test_a_perfect_grader_errs_by_nothing_and_a_constant_one_as_much_as_the_middle_grade(table):
+    found = work.grading(table, n_resamples=200).set_index(["measure", "model", "reference"])["estimate"]
+    assert found["mae", "fine-tuned", ""] == 0 and found["kappa", "fine-tuned", ""] == 1
+    assert found["mae", "scratch", ""] == pytest.approx(work.constant_error(table)) == pytest.approx(2 / 3)
+    assert found["mae", "fine-tuned", "scratch"] == pytest.approx(-2 / 3)
+
+
+def test_the_classification_is_read_from_the_grades_of_the_two_classes(table):
+    binary = work.lesions(table, ["benign", "malignant"])
+    assert predictions.classes(binary) == ("benign", "malignant") and set(binary["target"]) == {"lesion"}
+    assert len(binary) == (table["y_true"] != "normal").sum()
+    whole = table[table["y_true"] != "normal"].reset_index(drop=True)
+    assert np.allclose(binary["p_malignant"], whole["p_malignant"] / (whole["p_benign"] + whole["p_malignant"]))
+    with pytest.raises(MstlError, match="name two of the classes normal, benign, malignant"):
+        work.lesions(table, ["benign", "cancer"])
+
+
+def drawn(model="scratch", shift=0.0, seed=0):
+    rng = np.random.default_rng(0)
+    dice = np.clip(rng.normal(0.6, 0.1, 30) + shift * rng.normal(1, 0.1, 30), 0, 1)
+    return pd.DataFrame({"data": "discs", "title": "Discs", "simulated": True, "backbone": "net", "model": model, "seed": seed, "fold": 0, "n_train": 10,
+                         "image_id": [f"i{k}" for k in range(30)], "group": [f"g{k // 2}" for k in range(30)], "pixels": 50, "dice": dice,
+                         "iou": dice / (2 - dice), "hausdorff": 10 * (1 - dice)})
+
+
+def test_overlap_is_averaged_within_chains_and_its_differences_are_paired():
+    segments = pd.concat([drawn(model, shift, seed) for seed in (0, 1) for model, shift in (("scratch", 0.0), ("fine-tuned", 0.1))])
+    found = work.overlap(segments.sample(frac=1, random_state=0), n_resamples=300).set_index(["measure", "model", "reference"])
+    assert found.loc[("dice", "scratch", ""), "estimate"] == pytest.approx(drawn()["dice"].mean())
+    difference = found.loc[("dice", "fine-tuned", "scratch")]
+    assert difference["estimate"] == pytest.approx(0.1, abs=0.01) and difference["high"] - difference["low"] < 0.01
+    assert found.loc[("hausdorff", "fine-tuned", "scratch"), "estimate"] < 0
+    with pytest.raises(MstlError, match="do not cover the same images of discs"):
+        work.overlap(segments.iloc[:-1])
+
+
+# -------------------------------------------------------------------------------------------------------------------- cost
+
+
+def test_parameters_and_operations_are_those_counted_by_hand():
+    found = work.cost("torchvision.alexnet", n_classes=1000, image_size=224, batch=1, repeats=1)
+    assert found["parameters_m"] == pytest.approx(61.10, abs=0.005), "as torchvision states"
+    convolutions = [(55, 64, 3 * 121), (27, 192, 64 * 25), (13, 384, 192 * 9), (13, 256, 384 * 9), (13, 256, 256 * 9)]
+    products = sum(side**2 * out * kernel for side, out, kernel in convolutions) + 9216 * 4096 + 4096 * 4096 + 4096 * 1000
+    assert found["gflops"] == pytest.approx(2 * products / 1e9, rel=1e-6) and found["ms_per_image"] > 0
+
+
+def test_the_front_holds_just_the_points_that_nothing_beats():
+    costs, scores = np.array([1, 2, 3, 3, 1, 2.5]), np.array([0.6, 0.8, 0.7, 0.9, 0.6, 0.8])
+    assert work.front(costs, scores).tolist() == [True, True, False, True, True, False]
+    with pytest.raises(MstlError, match="one finite cost"):
+        work.front(costs, np.append(scores[:-1], np.nan))
+
+
+def test_a_way_whose_cost_was_not_measured_is_one_sentence():
+    levels = pd.DataFrame({"metric": ["AUC"], "backbone": ["net"], "model": ["scratch"], "estimate": [0.7], "low": [0.6], "high": [0.8]})
+    with pytest.raises(MstlError, match="costs.csv has no row of net"):
+        work.against_cost(pd.DataFrame({"backbone": ["other"], "gflops": [1.0], "ms_per_image": [1.0]}), levels)
