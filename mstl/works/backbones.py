@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,24 +59,24 @@ def starts(entries: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[S
     for entry in entries:
         unknown = [key for key in entry if key not in ("backbone", "weights", "ways", "seeds")]
         if unknown or "backbone" not in entry:
-            raise MstlError(f"backbones: {dict(entry)} {f'has the unknown key {unknown[0]!r}' if unknown else 'names no backbone'}: an entry has backbone and, "
+            raise MstlError(f"networks: {dict(entry)} {f'has the unknown key {unknown[0]!r}' if unknown else 'names no backbone'}: an entry has backbone and, "
                             "where they are not the default, weights, ways and seeds.")
         weights = str(entry.get("weights", "none"))
         ways = tuple(entry.get("ways", ["scratch"] if weights == "none" else list(WAYS)))
         wrong = [way for way in ways if way not in WAYS]
         if wrong:
-            raise MstlError(f"backbones: {entry['backbone']} has the way '{wrong[0]}', which does not exist: there are {', '.join(WAYS)}.")
+            raise MstlError(f"networks: {entry['backbone']} has the way '{wrong[0]}', which does not exist: there are {', '.join(WAYS)}.")
         if weights == "none" and set(ways) - {"scratch"}:
-            raise MstlError(f"backbones: {entry['backbone']} has no weights, so '{sorted(set(ways) - {'scratch'})[0]}' cannot be tested: name weights "
+            raise MstlError(f"networks: {entry['backbone']} has no weights, so '{sorted(set(ways) - {'scratch'})[0]}' cannot be tested: name weights "
                             "(imagenet, own, a file or a run), or leave scratch alone.")
         if ways and "scratch" not in ways:
-            raise MstlError(f"backbones: {entry['backbone']} leaves scratch out, which every other way is compared with: add it.")
+            raise MstlError(f"networks: {entry['backbone']} leaves scratch out, which every other way is compared with: add it.")
         out.append(Start(entry["backbone"], weights, tuple(way for way in WAYS if way in ways), tuple(entry.get("seeds", seeds))))
     names = [start.backbone for start in out]
     if len(set(names)) < len(names):
-        raise MstlError(f"backbones: {next(n for n in names if names.count(n) > 1)} is there twice: keep one.")
+        raise MstlError(f"networks: {next(n for n in names if names.count(n) > 1)} is there twice: keep one.")
     if not any(len(start.ways) > 1 for start in out):
-        raise MstlError("backbones: no backbone has two ways, so there is nothing to compare: give one of them weights.")
+        raise MstlError("networks: no backbone has two ways, so there is nothing to compare: give one of them weights.")
     return out
 
 
@@ -101,6 +102,24 @@ def described(name: str) -> tuple[str, bool]:
 
     card = catalog().get(name)
     return (card.title, card.simulated) if card else (Path(name).name, False)
+
+
+def prepare(
+    data: str, *, image_size: int, design: Mapping[str, Any], options: Mapping[str, Any] | None = None, classes: Sequence[str] = (),
+    group_by_cluster: bool = False, masks: bool = False,
+) -> tuple[ImageSet, list[Split]]:
+    """A data set and its splits by group; ``masks``: only its images with a lesion. ``design``: arguments of ``splits.design``."""
+    from mstl.datasets import load, splits
+
+    images = load(data, size=image_size, **(options or {}))
+    images = images.select(list(classes)) if classes else images
+    if group_by_cluster:
+        images = splits.group_by_cluster(images, splits.audit(images))
+    if masks:
+        images = with_lesion(images)
+        found = [name for k, name in enumerate(images.classes) if (images.labels == k).any()]
+        images = images.select(found)  # normal images had nothing to draw
+    return images, splits.design(images, **design)
 
 
 # ----------------------------------------------------------------------------------------------------------- four ways
@@ -168,7 +187,7 @@ def classify(
 def classical(features: np.ndarray, labels: np.ndarray, split: Split, *, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """A classical classifier on frozen features (N, D): probabilities (n, C) of the validation and test rows, and what was chosen.
 
-    ``kind``: "svm" (radial basis functions), "forest" (300 trees) or "neighbours". Features are standardised on the training rows; the
+    ``kind``: "svm" (radial basis functions), "forest" (100 trees) or "neighbours". Features are standardised on the training rows; the
     setting of ``CLASSIFIERS`` is chosen by the AUC on the validation rows, the first of equals. The distances of a support vector
     machine become probabilities by a logistic regression on the validation rows (Platt 1999).
     """
@@ -186,7 +205,7 @@ def classical(features: np.ndarray, labels: np.ndarray, split: Split, *, kind: s
     setting, values = CLASSIFIERS[kind]
     scale = StandardScaler().fit(features[split.train])
     x, val, test = (scale.transform(features[rows]) for rows in (split.train, split.val, split.test))
-    make = {"svm": lambda v: SVC(C=v, gamma="scale"), "forest": lambda v: RandomForestClassifier(300, min_samples_leaf=v, random_state=seed),
+    make = {"svm": lambda v: SVC(C=v, gamma="scale"), "forest": lambda v: RandomForestClassifier(100, min_samples_leaf=v, random_state=seed),
             "neighbours": lambda v: KNeighborsClassifier(min(v, len(x)))}[kind]
 
     def score(model, rows: np.ndarray) -> np.ndarray:
@@ -431,6 +450,29 @@ def spread(rows: pd.DataFrame, measures: Mapping[str, str], index: Collection[st
     return shown.pivot_table(index=[*index, "model"], columns="measure", values="text", aggfunc="first", sort=False).rename_axis(columns=None)
 
 
+def note(rows: pd.DataFrame, title: str, *, simulated: bool) -> str:
+    """What stands under a figure of ``rows`` (with the counts of images, groups and chains): where the numbers come from."""
+    kind = "" if "imulated" in title else "Simulated images: " if simulated else "Real images: "
+    images, groups = (", ".join(dict.fromkeys(f"{int(n)}" for n in rows[c])) for c in ("n_images", "n_groups"))
+    text = f"{kind}{title}. n = {images} test images in {groups} groups; chains: {int(rows['n_chains'].max())} at most."
+    return "\n".join(textwrap.wrap(text, 110))
+
+
+def answers(overlaps: pd.DataFrame) -> str:
+    """The Dice of every set in words."""
+    return " ".join(sentence(part, "dice", f"Dice, {title}", simulated=bool(part["simulated"].iloc[0]))
+                    for title, part in overlaps.groupby("title", sort=False)) if len(overlaps) else "No masks were drawn."
+
+
+def bill(costs: pd.DataFrame, priced: pd.DataFrame) -> pd.DataFrame:
+    """What each network costs, and the best AUC that one of its ways reached, to look at."""
+    table = costs.set_index("backbone")[["parameters_m", "gflops", "ms_per_image"]].round(3)
+    table.columns = ["parameters (10⁶)", "operations an image (10⁹)", "time an image (ms)"]
+    best = priced.sort_values("estimate").groupby("backbone").tail(1).set_index("backbone").reindex(table.index)
+    reached = [comparison.interval(r.estimate, r.low, r.high, 3) if pd.notna(r.estimate) else "not trained here" for r in best.itertuples()]
+    return table.assign(**{"best AUC": reached, "way": best["model"].fillna("")})
+
+
 def sentence(rows: pd.DataFrame, measure: str, title: str, *, simulated: bool) -> str:
     """The levels of one measure and their differences to the reference in words, generated from the numbers alone."""
     parts = []
@@ -441,7 +483,7 @@ def sentence(rows: pd.DataFrame, measure: str, title: str, *, simulated: bool) -
         against = ", ".join(f"{row.model} − {row.reference} {comparison.interval(row.estimate, row.low, row.high, 3, '+')}" for row in differences.itertuples())
         parts.append(f"{backbone}: {text}" + (f"; differences: {against}" if against else ""))
     one = own.iloc[0]
-    kind = "simulated images, " if simulated else ""
+    kind = "simulated images, " if simulated and "imulated" not in title else ""
     return (f"{title} ({kind}n = {int(one['n_images'])} test images in {int(one['n_groups'])} groups, chains: {int(own['n_chains'].max())} at most) — "
             + "; ".join(parts) + ".")
 
