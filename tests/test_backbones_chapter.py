@@ -1,11 +1,16 @@
 """The classic backbones: torchvision's two in timm's manners, the four ways to transfer, their scores and their cost."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from mstl import predictions, probing
+from mstl import predictions, probing, templates
 from mstl.datasets.splits import Split
 from mstl.errors import MstlError
 from mstl.metrics import roc
@@ -245,3 +250,74 @@ def test_a_way_whose_cost_was_not_measured_is_one_sentence():
     levels = pd.DataFrame({"metric": ["AUC"], "backbone": ["net"], "model": ["scratch"], "estimate": [0.7], "low": [0.6], "high": [0.8]})
     with pytest.raises(MstlError, match="costs.csv has no row of net"):
         work.against_cost(pd.DataFrame({"backbone": ["other"], "gflops": [1.0], "ms_per_image": [1.0]}), levels)
+
+
+# ------------------------------------------------------------------------------------------------------------ the notebook
+
+TINY = """
+options: {n: 90}
+image_size: 32
+networks: [{backbone: test_efficientnet, weights: own}, {backbone: test_resnet}, {backbone: test_vit, ways: []}]
+own_options: {n: 40, n_classes: 2}
+own_recipe: {steps: 2}
+unet: test_efficientnet
+unet_weights: own
+masks: [{data: phantom-ultrasound, options: {n: 90}, augmentation: ultrasound}]
+lrs: [0.001]
+steps: [3]
+extra_steps: [4]
+unet_lrs: [0.003]
+unet_steps: [3]
+unet_extra_steps: [4]
+n_resamples: 200
+"""
+
+
+def papermill(folder, *words):
+    command = [sys.executable, "-m", "papermill", str(templates.template("73_backbones")), "out.ipynb", "--no-progress-bar", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "MSTL_HOME": str(folder), "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    done = papermill(home, "-y", TINY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return home, home / "runs" / "manual" / "73_backbones" / "all"
+
+
+@pytest.mark.slow
+def test_the_notebook_tests_every_declared_way_on_every_test_image_and_no_group_crosses_a_split(finished):
+    run = finished[1]
+    table = predictions.read(run)
+    test = table[table["split"] == "test"]
+    ways = test.groupby("backbone")["model"].agg(lambda names: tuple(dict.fromkeys(names))).to_dict()
+    assert ways == {"test_efficientnet": tuple(work.WAYS), "test_resnet": ("scratch",)}
+    assert test.groupby(["backbone", "model"])["image_id"].nunique().nunique() == 1
+    assert (table.groupby(["backbone", "model", "group"])["split"].nunique() == 1).all()
+    assert set(pd.read_csv(run / "costs.csv")["backbone"]) == {"test_efficientnet", "test_resnet", "test_vit"}
+    segments = pd.read_csv(run / "segments.csv")
+    assert segments.groupby("model")["image_id"].nunique().nunique() == 1 and segments["dice"].between(0, 1).all() and (segments["pixels"] > 0).all()
+
+
+@pytest.mark.slow
+def test_the_tables_of_a_finished_run_give_the_same_numbers_and_train_nothing(finished):
+    home, run = finished
+    done = papermill(home, "-y", TINY, "-p", "results", "runs/manual/73_backbones/all", "-p", "out", "again")
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, again = (json.loads((place / "metrics.json").read_text()) for place in (run, home / "again"))
+    assert first == again
+    record = json.loads((home / "again" / "run.json").read_text())
+    assert record["data"] == [] and record["parents"] == ["runs/manual/73_backbones/all"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "said"), [
+    (("-p", "hybrid", "boosting"), "hybrid"),
+    (("-y", "networks: [{backbone: resnet18}]"), "nothing to compare"),
+    (("-p", "results", "nowhere"), "is missing"),
+])
+def test_a_wrong_parameter_of_the_chapter_ends_in_one_sentence(words, said, tmp_path):
+    done = papermill(tmp_path, *words)
+    assert done.returncode != 0 and said in done.stderr.strip().splitlines()[-1]
