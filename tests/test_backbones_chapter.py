@@ -228,6 +228,12 @@ def test_overlap_is_averaged_within_chains_and_its_differences_are_paired():
         work.overlap(segments.iloc[:-1])
 
 
+@pytest.mark.parametrize(("ways", "words"), [(["fine-tuned"], "has no weights, so 'fine-tuned'"), (["hybrid"], "'hybrid' does not exist for masks")])
+def test_masks_are_not_called_fine_tuned_without_weights(ways, words, tmp_path):
+    with pytest.raises(MstlError, match=words):
+        work.segment("test_efficientnet", None, None, [], ways=ways, seeds=[0], recipe={}, lrs=[1e-3], steps=[1], folder=tmp_path, columns={})
+
+
 # -------------------------------------------------------------------------------------------------------------------- cost
 
 

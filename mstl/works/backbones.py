@@ -248,7 +248,7 @@ def segment(
     (n, H, W) of each way on the test images of the first chain and fold, for pictures.
 
     ``ways``: "scratch" (random encoder), "features" (frozen pre-trained encoder), "fine-tuned". The budget is spent as in :func:`classify`;
-    the candidate with the lowest validation loss is kept.
+    the candidate with the lowest validation loss is kept. Keys of the ``recipe`` that speak of classes have no place here and are left out.
     """
     from mstl import training
     from mstl.metrics import segmentation as overlap
@@ -257,14 +257,17 @@ def segment(
     wrong = [way for way in ways if way not in ("scratch", "features", "fine-tuned")]
     if wrong:
         raise MstlError(f"unet_ways: '{wrong[0]}' does not exist for masks: there are scratch, features and fine-tuned.")
-    base = training.Recipe(**{"steps": int(steps[0]), "monitor": "loss"} | dict(recipe))
+    if weights is None and set(ways) - {"scratch"}:
+        raise MstlError(f"unet_ways: {backbone} has no weights, so '{sorted(set(ways) - {'scratch'})[0]}' cannot be tested: name unet_weights, or leave scratch alone.")
+    of_classes = ("monitor", "class_weights", "label_smoothing", "patience", "layer_decay", "freeze")
+    base = training.Recipe(**{key: value for key, value in recipe.items() if key not in of_classes} | {"steps": int(steps[0]), "monitor": "loss"})
     tables, choices, pictures, chosen = [], [], {}, {}
     for seed, part, way in product(seeds, parts, ways):
         kept = way, part.fold if folded else 0
         known = dict(columns) | {"backbone": backbone, "model": way, "seed": seed, "fold": part.fold}
 
         def attempt(lr: float, n: int, seed=seed, part=part, way=way):
-            full = replace(base, lr=float(lr), steps=int(n), seed=seed, freeze="backbone" if way == "features" else base.freeze)
+            full = replace(base, lr=float(lr), steps=int(n), seed=seed, freeze="backbone" if way == "features" else "none")
             model = segmentation.create(backbone, image_size=data.size, channels=data.channels, weights=None if way == "scratch" else weights, seed=seed)
             name = hashlib.sha256(json.dumps([data.hash, backbone, way, str(weights), seed, part.fold, lr, n]).encode()).hexdigest()[:16]
             try:
