@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 if TYPE_CHECKING:
     from mstl.datasets.imageset import ImageSet
@@ -600,4 +600,41 @@ def heat_maps(crops: ImageSet, maps: Mapping[str, np.ndarray], boxes: np.ndarray
             if heat is None:
                 ax.set_title(crops.classes[crops.labels[k]], fontsize=8, fontweight="normal")
         line[0].set_ylabel(_titled(name, 16), fontsize=8)
+    return _finished(figure, note)
+
+
+#: Marker of each way to transfer.
+WAYS = {"scratch": "s", "features": "^", "hybrid": "D", "fine-tuned": "o"}
+
+
+def cost_front(table: pd.DataFrame, *, axes: Mapping[str, str], ylabel: str = "AUC", note: str = "") -> Figure:
+    """Score against cost, a panel a cost: colour a backbone, marker a way, a line and dark edges for
+    the points that no other beats in both.
+
+    ``table``: ``backbone``, ``model`` (the way), ``estimate``, ``low``, ``high``, and for each column of ``axes`` (column → label with unit) the
+    cost and ``front_<column>``.
+    """
+    backbones = list(dict.fromkeys(table["backbone"]))
+    ways = [way for way in WAYS if way in set(table["model"])]
+    colours = palette(backbones)
+    figure, panels = plt.subplots(1, len(axes), figsize=(7.6, 3.5), sharey=True, squeeze=False)
+    for ax, (column, label) in zip(panels[0], axes.items(), strict=True):
+        for row in table.itertuples():
+            x = getattr(row, column) * 2 ** ((ways.index(row.model) - (len(ways) - 1) / 2) * 0.06)  # beside each other
+            if pd.notna(row.low):
+                ax.vlines(x, row.low, row.high, color=colours[row.backbone], lw=1.2, alpha=0.6)
+            best = getattr(row, f"front_{column}")
+            ax.plot(x, row.estimate, WAYS[row.model], color=colours[row.backbone], ms=8 if best else 6.5, mec="0.1" if best else "white", mew=1.4 if best else 0.8)
+        best = table[table[f"front_{column}"]].sort_values(column)
+        ax.step(best[column], best["estimate"], where="post", color="0.45", lw=1.2, ls="--", zorder=0)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        ax.set_xlabel(label, fontsize=9)
+        ax.tick_params(labelsize=8, which="both")
+    panels[0][0].set_ylabel(ylabel)
+    handles = [plt.Line2D([], [], color=colours[b], lw=3, label=b) for b in backbones]
+    handles += [plt.Line2D([], [], color="0.3", marker=WAYS[w], lw=0, ms=6, label=w) for w in ways]
+    handles += [plt.Line2D([], [], color="0.45", lw=1.2, ls="--", label="Pareto front (dark edge)")]
+    _legend_below(figure, handles)
     return _finished(figure, note)

@@ -43,7 +43,7 @@ RECORD = "run.json"
 #: What lies in ``work/`` and is not a result.
 AUXILIARY = ("notebook.ipynb", "log.txt", "progress.json", "kernels")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "scikit-learn", "statsmodels", "pandas", "papermill")
+_PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "accelerate", "numpy", "scipy", "scikit-learn", "statsmodels", "pandas", "papermill")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Seconds that a run waits for its folder: the kernel of a run that was killed needs one or two to notice.
 WAIT = 5.0

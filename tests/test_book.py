@@ -178,7 +178,7 @@ def glued(key: str) -> dict:
     elif "table" in key:
         data = {"text/html": "<table class='dataframe'><tr><td>1</td></tr></table>", "text/plain": "1"}
     else:
-        data = {"text/plain": repr("Nothing is shown.") if key == "answer" else "647" if key.startswith("n_") else "-0.0123"}
+        data = {"text/plain": repr("Nothing is shown.") if key.startswith(("answer", "name_")) else "647" if key.startswith("n_") else "-0.0123"}
     return {"output_type": "display_data", "metadata": {"scrapbook": {"name": key, "mime_prefix": prefix}}, "data": {prefix + k: v for k, v in data.items()}}
 
 

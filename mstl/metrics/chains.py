@@ -95,6 +95,10 @@ class Block(_Design):
 
         return self.each(make)
 
+    def mean(self, values: np.ndarray) -> list:
+        """The mean over images of ``values`` (n,) in every cell."""
+        return self.each(lambda cell: _resample.WeightedMean.of(values[cell.rows], cell.code, cell.n_groups))
+
     def resample(
         self, statistics: Mapping[Hashable, Sequence], n_resamples: int, random_seed: int = 0
     ) -> dict[Hashable, Resampled]:
@@ -160,6 +164,17 @@ class Block(_Design):
         rng = np.random.default_rng()
         rng.bit_generator.state = self._after
         return rng
+
+
+class Means(Block):
+    """Test images with a number each and no classes, one row an image × chain × fold: for means over images, as of Dice.
+
+    ``n`` rows; ``seed``, ``fold``, ``group`` (n,). Groups are resampled in one stratum."""
+
+    both_classes = False
+
+    def __init__(self, n: int, *, seed, fold, group) -> None:
+        super().__init__(np.zeros(n, dtype=bool), seed=seed, fold=fold, group=group)
 
 
 # ---------------------------------------------------------------- statistics that are vectors

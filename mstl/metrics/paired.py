@@ -208,6 +208,8 @@ def chain_mean(
 class _Design:
     """Rows sorted into cells (chain × fold), and folds into components that share groups and are resampled together."""
 
+    both_classes = True  # every cell must hold two classes; a mean over images needs none
+
     def __init__(self, y_true, scores: Mapping[str, object], seed, fold, group):
         first = np.asarray(next(iter(scores.values())))
         wide = first.ndim == 2
@@ -272,7 +274,7 @@ class _Design:
                         f"{where} has no predictions, but other chains have that fold; finish that run, or leave the chain out"
                     )
                 present = np.unique(self.y[rows[s, f]])
-                if len(present) < 2:
+                if self.both_classes and len(present) < 2:
                     raise MstlError(
                         f"{where} holds images of one class only, so no within-fold difference exists; use fewer folds or stratify them"
                     )

