@@ -61,6 +61,7 @@ class Model(NamedTuple):
     grouped: bool = True
     n_classes: int = 0
     word: str = ""
+    views: tuple[str, ...] = ()  # the images of every group, in this order
 
 
 def _between(easy: float, hard: float, difficulty: float) -> float:
