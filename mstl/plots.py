@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
@@ -392,7 +393,8 @@ def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "differenc
     for block in blocks:
         rows.append((y if titled else None, block, table[table["label"] == block]))
         y += len(rows[-1][2]) + (1.15 if titled else 0)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1), layout="none")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1),
+                                         layout=PlaceHolderLayoutEngine(True, True))  # not "none": printed twice, that becomes the style's own
     figure.subplots_adjust(left=0.17, right=0.70, wspace=0.10, top=1 - 0.25 / (0.31 * y + 1.0), bottom=0.62 / (0.31 * y + 1.0))
     right.set_facecolor("none")  # titles run on behind it
     right.axvline(0, color="0.25", lw=1)
