@@ -126,7 +126,20 @@ def _seconds(run: PlannedRun, *, gpu: bool = False) -> float:
         p = {name: parameter.default for name, parameter in declared.items()} | p
         n = images(p["data"], p["options"], p["image_size"], p["classes"])
         return start + p["copies"] * n * (_each(p, gpu, reading=True) + _augmented(p)) + 1.5 * p["repeats"]
+    if run.stage == "74_two_views" and not p.get("results"):
+        return start + _two_views({name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p, gpu)
     return start + 0.2 * len(p.get("predictions", []))
+
+
+def _two_views(p: Mapping[str, Any], gpu: bool) -> float:
+    """Seconds of training and reading; a case is two images, or one where a network sees one view."""
+    n, splits = images(p["data"], p["options"], p["image_size"], p["classes"]), p["folds"] if p["design"] == "folds" else 1
+    grid, batch = len(p["lrs"]) * sum(p["steps"]), p["recipe"].get("batch_size", 32)
+    chains = [len(p["seeds"])] * (len(p["starts"]) + 1) + [len(p["switch_seeds"] or p["seeds"])] * len(p["switches"])  # the single views are one network
+    trained = sum(2 * batch * splits * (grid + (k - 1) * sum(p["steps"]) / len(p["steps"])) for k in chains)
+    sources = sum("chest" in start for start in p["starts"]) * len(p["seeds"]) * _trained({"steps": 40} | p["chest_recipe"], 0)
+    read = sum(chains) * splits * n * (2 / p["folds"] if p["design"] == "folds" else 0.7)
+    return (trained + sources) * _each(p, gpu) + read * _each(p, gpu, reading=True)
 
 
 def _disk(run: PlannedRun) -> float:
