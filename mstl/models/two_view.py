@@ -91,7 +91,7 @@ def create(
     """
     if aggregation not in AGGREGATIONS:
         raise MstlError(f"aggregation='{aggregation}' is unknown: use one of {', '.join(AGGREGATIONS)}.")
-    encoders = [backbones.create(backbone, classes, image_size=image_size, grey=grey, channels=1, weights=weights, seed=seed + number)
+    encoders = [backbones.create(backbone, classes, image_size=image_size, grey=grey, channels=1, weights=weights, seed=seed + 1000 * number)
                 for number in range(1 if shared else 2)]
     report = getattr(encoders[0], "load_report", None)
     for encoder in encoders:

@@ -108,11 +108,11 @@ def by_site(table: pd.DataFrame, models: Sequence[str], **settings: Any) -> pd.D
     cells = len(test[["seed", "fold"]].drop_duplicates())
     parts = []
     for site in sorted(set(test.loc[positive, "site"]) - {""}):
-        own = test[~positive | (test["site"] == site)]
-        if len(own.loc[positive, ["seed", "fold"]].drop_duplicates()) < cells:
+        there = test[positive & (test["site"] == site)]
+        if len(there[["seed", "fold"]].drop_duplicates()) < cells:
             continue
-        rows = comparison.arms(own, **settings)
-        found = own.loc[positive & (own["site"] == site), "image_id"].nunique()
+        rows = comparison.arms(pd.concat([test[~positive], there]), **settings)
+        found = there["image_id"].nunique()
         parts.append(rows[rows["metric"] == "AUC"].assign(site=site, n_positive=found))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["site", "model", "estimate", "low", "high", "n_positive"])
 
@@ -142,7 +142,8 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
 
 
 def numbers(arms: pd.DataFrame, differences: pd.DataFrame) -> dict[str, float]:
-    """Figures that prose can call: ``<metric>_<model>`` with ``_low`` and ``_high``, and ``diff_<model>`` against the reference."""
+    """Figures that prose can call: ``<metric>_<model>`` with ``_low`` and ``_high``, and ``diff_<model>`` against the reference; what does
+    not exist is not a number."""
     def key(model: str) -> str:
         return model.replace(" ", "_").replace("-", "_")
 
@@ -153,4 +154,4 @@ def numbers(arms: pd.DataFrame, differences: pd.DataFrame) -> dict[str, float]:
     for row in differences[differences["primary"]].itertuples():
         stem = f"diff_{key(row.model)}"
         out |= {stem: row.estimate, f"{stem}_low": row.low, f"{stem}_high": row.high, f"detectable_{key(row.model)}": row.detectable}
-    return {name: float(value) for name, value in out.items() if value is not None and pd.notna(value)}
+    return {name: float("nan") if value is None else float(value) for name, value in out.items()}
