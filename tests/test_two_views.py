@@ -289,12 +289,14 @@ def test_numbers_of_prose_are_plain_floats_under_the_models_names():
 def test_a_folder_that_is_no_run_of_this_chapter_is_one_sentence(tmp_path):
     with pytest.raises(MstlError, match="There is no predictions.csv"):
         works.read(tmp_path)
-    predictions.write(table_of({"other": 1.0}).drop(columns="site"), tmp_path / "predictions.csv")
+    predictions.write(table_of({works.REFERENCE: 1.0}), tmp_path / "predictions.csv")
     (tmp_path / "tuning.csv").write_text("model\n")
     (tmp_path / "run.json").write_text('{"data": []}')
     with pytest.raises(MstlError, match="names no images"):
         works.read(tmp_path)
     (tmp_path / "run.json").write_text('{"data": [{"name": "x"}]}')
+    assert len(works.read(tmp_path)[0]) == 80
+    predictions.write(table_of({works.REFERENCE: 1.0}).drop(columns="site"), tmp_path / "predictions.csv")
     with pytest.raises(MstlError, match="no column 'site'"):
         works.read(tmp_path)
 
