@@ -354,6 +354,14 @@ def test_hot_spots_have_boxes_in_both_views_and_their_subtype_says_which_view_se
         assert (strength[own + nearer] > strength[own + 1 - nearer]).mean() > 0.9
 
 
+def test_every_focus_has_a_pixel_of_its_own_in_the_mask_however_small_the_image_is():
+    for number in range(20):
+        patient = scintigraphy._patient(scan(number, label=1))
+        for view in (0, 1):
+            for spot in patient["lesions"]:
+                assert scintigraphy._mask(patient | {"lesions": [spot]}, view, 32, 32).any()
+
+
 def test_metastases_stand_out_less_the_greater_the_difficulty():
     easy, middle, hard = (drawn("scintigraphy", difficulty=d).extra["conspicuity"] for d in (0.0, 0.5, 1.0))
     assert easy[easy > 0].median() > middle[middle > 0].median() > hard[hard > 0].median()

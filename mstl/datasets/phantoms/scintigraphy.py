@@ -65,9 +65,8 @@ def draw(scene: Scene) -> list[Shot]:
     shots = []
     for view, own in enumerate(scene.exposures()):
         counts = own.poisson(expected[view])
-        grey = np.repeat(np.repeat(_shown(counts), scene.factor, 0), scene.factor, 1)
-        mask = _mask(patient, view, scene.edge, scene.edge) if scene.label else None
-        shots.append(Shot(grey, mask, patient["subtype"], _conspicuity(patient, view)))
+        mask = _enlarged(_mask(patient, view, scene.size, scene.size), scene.factor) if scene.label else None
+        shots.append(Shot(_enlarged(_shown(counts), scene.factor), mask, patient["subtype"], _conspicuity(patient, view)))
     return shots
 
 
@@ -159,6 +158,11 @@ def _shown(counts: np.ndarray) -> np.ndarray:
     return np.clip(counts / white, 0, 1).astype(np.float32) ** 0.7
 
 
+def _enlarged(image: np.ndarray, factor: int) -> np.ndarray:
+    """Every pixel ``factor`` times along both sides: counts are drawn in the image's own pixels, others expect the scene's."""
+    return np.repeat(np.repeat(image, factor, 0), factor, 1)
+
+
 def _place(patient: dict, view: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """cm to the patient's left of the midline (1, columns) and below the crown (rows, 1), of a body of average size. In the
     anterior view the patient's left is at the right of the image, in the posterior view at the left."""
@@ -204,12 +208,13 @@ def _widths(patient: dict, spot: Spot, view: int) -> tuple[tuple[float, float], 
 
 
 def _mask(patient: dict, view: int, rows: int, columns: int) -> np.ndarray:
-    """Where some metastasis is above half of its own height in this view, seen or not: bool (rows, columns)."""
+    """Where some metastasis is above half of its own height in this view, seen or not, at least one pixel of each: bool (rows, columns)."""
     x, y = _place(patient, view, rows, columns)
+    least = 0.71 * WIDE / columns / patient["wide"], 0.71 * HIGH / rows / patient["tall"]  # half a pixel's diagonal
     mask = np.zeros((rows, columns), bool)
     for spot in patient["lesions"]:
         _, (wx, wy) = _widths(patient, spot, view)
-        mask |= ((x - spot.x) / (1.177 * wx)) ** 2 + ((y - spot.y) / (1.177 * wy)) ** 2 <= 1
+        mask |= ((x - spot.x) / max(1.177 * wx, least[0])) ** 2 + ((y - spot.y) / max(1.177 * wy, least[1])) ** 2 <= 1
     return mask
 
 
