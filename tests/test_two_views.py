@@ -301,6 +301,31 @@ def test_a_folder_that_is_no_run_of_this_chapter_is_one_sentence(tmp_path):
         works.read(tmp_path)
 
 
+# --- figures ------------------------------------------------------------------------------------------------------------
+
+
+def test_examinations_are_shown_in_pairs_with_their_boxes_and_called_simulated(scans):
+    from mstl import plots
+
+    both = views.pairs(scans)
+    figure = plots.examinations(scans, both, ["anterior", "posterior"], count=2, aspect=4.0)
+    titles = [ax.get_title(loc="center") for ax in figure.axes]
+    assert titles == ["normal,\nanterior", "normal,\nposterior", "metastasis,\nanterior", "metastasis,\nposterior"]
+    outlined = [len(ax.patches) for ax in figure.axes]
+    assert outlined[:2] == [0, 0] and min(outlined[2:]) > 0 and "simulated" in figure.get_suptitle()
+
+
+def test_levels_beside_differences_look_the_same_when_they_are_printed_twice():
+    from IPython.core.pylabtools import print_figure
+
+    from mstl import plots
+
+    plots.style()
+    found = comparison.compare(table_of({works.REFERENCE: 2.0, "anterior alone": 1.0}), reference=works.REFERENCE, n_resamples=100)
+    figure = plots.beside(comparison.beside(found.arms, found.differences, {"": "all images"}, reference=works.REFERENCE))
+    assert print_figure(figure) == print_figure(figure)
+
+
 # --- the notebook -------------------------------------------------------------------------------------------------------
 
 SMALL = {"backbone": TINY, "image_size": 32, "options": {"n": 80}, "by": "subtype", "starts": ["chest", "scratch"], "switches": ["attention"], "chest_options": {"n": 24},
