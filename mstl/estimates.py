@@ -129,20 +129,17 @@ def _seconds(run: PlannedRun, *, gpu: bool = False) -> float:
         p = {name: parameter.default for name, parameter in declared.items()} | p
         n = images(p["data"], p["options"], p["image_size"], p["classes"])
         return start + p["copies"] * n * (_each(p, gpu, reading=True) + _augmented(p)) + 1.5 * p["repeats"]
-    if run.stage == "70_detection":
-        p = {name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p
-        if p["results"]:
-            return start + JUDGED
-        batch, chains, grid = p["recipe"].get("batch_size", 32), len(p["seeds"]), [*p["steps"], *p["extra_steps"]]
-        tuned = 2 * len(p["lrs"]) * sum(p["steps"]) + sum(p["extra_steps"])  # both arms in the first chain
-        trained = batch * _splits(p) * (tuned + (chains - 1) * (p["steps"][-1] + max(grid)))
-        return start + JUDGED + (chains * _trained(p["source_recipe"], 0) + DETECTOR * trained) * _each(p, gpu)
-    if run.stage == "71_bone_tumours" and not p.get("results"):
-        return start + _bone_tumours({name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p, gpu)
-    if run.stage == "72_robustness" and not p.get("results"):
-        p = {name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p
-        return start + DISTURBED * (p["n_cases"] or 300) * (1 + p["draws"] * len(p["strengths"]) + p["n_maps"] / 20)
+    if run.stage in CHAPTERS and not p.get("results"):
+        return start + CHAPTERS[run.stage]({name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p, gpu)
     return start + 0.2 * len(p.get("predictions", []))
+
+
+def _detection(p: Mapping[str, Any], gpu: bool) -> float:
+    """Seconds of training both arms and judging their boxes."""
+    batch, chains, grid = p["recipe"].get("batch_size", 32), len(p["seeds"]), [*p["steps"], *p["extra_steps"]]
+    tuned = 2 * len(p["lrs"]) * sum(p["steps"]) + sum(p["extra_steps"])  # both arms in the first chain
+    trained = batch * _splits(p) * (tuned + (chains - 1) * (p["steps"][-1] + max(grid)))
+    return JUDGED + (chains * _trained(p["source_recipe"], 0) + DETECTOR * trained) * _each(p, gpu)
 
 
 def _bone_tumours(p: Mapping[str, Any], gpu: bool) -> float:
@@ -155,6 +152,26 @@ def _bone_tumours(p: Mapping[str, Any], gpu: bool) -> float:
         trained = p["recipe"].get("batch_size", 32) * steps * splits * len(p["seeds"])
         seconds += trained * _each(own, gpu) + n * splits * len(p["seeds"]) * _each(own, gpu, reading=True)
     return seconds
+
+
+def _robustness(p: Mapping[str, Any], gpu: bool) -> float:
+    """Seconds of reading every case under every draw, and of the maps."""
+    return DISTURBED * (p["n_cases"] or 300) * (1 + p["draws"] * len(p["strengths"]) + p["n_maps"] / 20)
+
+
+def _two_views(p: Mapping[str, Any], gpu: bool) -> float:
+    """Seconds of training and reading; a case is two images, or one where a network sees one view."""
+    n, splits = images(p["data"], p["options"], p["image_size"], p["classes"]), p["folds"] if p["design"] == "folds" else 1
+    grid, batch = len(p["lrs"]) * sum(p["steps"]), p["recipe"].get("batch_size", 32)
+    chains = [len(p["seeds"])] * (len(p["starts"]) + 1) + [len(p["switch_seeds"] or p["seeds"])] * len(p["switches"])  # the single views are one network
+    trained = sum(2 * batch * splits * (grid + (k - 1) * sum(p["steps"]) / len(p["steps"])) for k in chains)
+    sources = sum("chest" in start for start in p["starts"]) * len(p["seeds"]) * _trained({"steps": 40} | p["chest_recipe"], 0)
+    read = sum(chains) * splits * n * (2 / p["folds"] if p["design"] == "folds" else 0.7)
+    return (trained + sources) * _each(p, gpu) + read * _each(p, gpu, reading=True)
+
+
+#: The chapters that train their own networks.
+CHAPTERS = {"70_detection": _detection, "71_bone_tumours": _bone_tumours, "72_robustness": _robustness, "74_two_views": _two_views}
 
 
 def _disk(run: PlannedRun) -> float:

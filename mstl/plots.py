@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 if TYPE_CHECKING:
@@ -84,6 +85,28 @@ def _examples(data: ImageSet, count: int, seed: int) -> list[int]:
         seen.add(data.groups[fresh])
         chosen.append(fresh)
     return chosen
+
+
+def examinations(data: ImageSet, pairs: ImageSet, views: Sequence[str], *, count: int = 4, aspect: float = 1.0, seed: int = 0) -> Figure:
+    """Both views of a few cases side by side, classes in turn, with the boxes of ``data`` (one row an image) outlined.
+
+    ``pairs`` has a row a case, its id the case of ``data``; ``aspect`` is height over width of the originals.
+    """
+    figure, axes = plt.subplots(1, 2 * count, figsize=(1.15 * 2 * count, 1.15 * max(1.0, aspect * 0.8) + 0.6), squeeze=False)
+    row_of = {(case, view): row for row, (case, view) in enumerate(zip(data.cases, data.views, strict=True))}
+    for number, index in enumerate(_examples(pairs, count, seed)):
+        for ax, view in zip(axes[0, 2 * number:], views, strict=False):
+            row = row_of[pairs.ids[index], view]
+            ax.imshow(data.images[row, ..., 0], cmap="gray", vmin=0, vmax=255, aspect=aspect)
+            for box in data.boxes[data.boxes["image"] == row].itertuples() if data.boxes is not None else ():
+                ax.add_patch(plt.Rectangle((box.x0 - 0.5, box.y0 - 0.5), box.x1 - box.x0, box.y1 - box.y0, fill=False, ec="#e69f00", lw=1))
+            ax.set_title(f"{pairs.classes[int(pairs.labels[index])]},\n{view}", fontsize=7, fontweight="normal", loc="center", pad=2)
+    for ax in axes[0]:
+        ax.set_axis_off()
+    if data.card.simulated:
+        figure.suptitle("simulated", fontsize=8, x=0.01, ha="left")
+    plt.close(figure)
+    return figure
 
 
 def histories(table: pd.DataFrame, *, monitor: str = "auc") -> Figure:
@@ -370,7 +393,8 @@ def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "differenc
     for block in blocks:
         rows.append((y if titled else None, block, table[table["label"] == block]))
         y += len(rows[-1][2]) + (1.15 if titled else 0)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1), layout="none")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1),
+                                         layout=PlaceHolderLayoutEngine(True, True))  # not "none": printed twice, that becomes the style's own
     figure.subplots_adjust(left=0.17, right=0.70, wspace=0.10, top=1 - 0.25 / (0.31 * y + 1.0), bottom=0.62 / (0.31 * y + 1.0))
     right.set_facecolor("none")  # titles run on behind it
     right.axvline(0, color="0.25", lw=1)

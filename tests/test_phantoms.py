@@ -7,10 +7,11 @@ import pytest
 from scipy import ndimage
 
 from mstl.datasets import phantoms, subsets
-from mstl.datasets.phantoms import cells, drawing, endoscopy, fractals, fundus, mammogram, ultrasound
+from mstl.datasets.phantoms import cells, drawing, endoscopy, fractals, fundus, mammogram, scintigraphy, ultrasound
 from mstl.errors import MstlError
 
 ANATOMY = ("ultrasound", "mammogram", "chest", "cells", "endoscopy", "fundus", "knee")
+CASES = ("scintigraphy",)  # kinds whose groups are cases of two views
 WITH_TRUTH = ("ultrasound", "mammogram", "chest", "endoscopy", "fundus", "knee")
 COLOUR = ("fractals", "endoscopy", "fundus")
 
@@ -46,7 +47,8 @@ def test_another_seed_or_difficulty_draws_other_images(kind):
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159), ("endoscopy", 70), ("fundus", 65), ("knee", 120)],
+    [("ultrasound", 33), ("mammogram", 100), ("chest", 96), ("cells", 200), ("fractals", 159), ("endoscopy", 70), ("fundus", 65), ("knee", 120),
+     ("scintigraphy", 72)],
 )
 def test_any_size_is_drawn_with_the_brightness_of_another(kind, size):
     small, large = phantoms.make(kind, n=20, size=48, seed=2), phantoms.make(kind, n=20, size=size, seed=2)
@@ -60,7 +62,9 @@ def test_any_size_is_drawn_with_the_brightness_of_another(kind, size):
 
 @pytest.mark.parametrize("kind", phantoms.MODELS)
 def test_classes_and_centers_are_balanced_up_to_rounding(kind):
-    data = phantoms.make(kind, n=61, size=32, seed=3)
+    data = phantoms.make(kind, n=122 if kind in CASES else 61, size=32, seed=3)
+    if kind in CASES:
+        data = data.subset(data.views == "anterior")
     counts = np.bincount(data.labels, minlength=len(data.classes))
     assert counts.max() - counts.min() <= 1
     for label in range(len(data.classes)):
@@ -76,6 +80,8 @@ def test_a_group_has_one_to_four_or_six_images_of_one_class_and_one_center(kind)
     assert (table["class"].nunique() == 1).all() and (table["center"].nunique() == 1).all()
     if kind == "fractals":
         assert (sizes == 1).all()
+    elif kind in CASES:
+        assert (sizes == 2).all()
     else:
         assert sizes.min() == 1 and sizes.max() == (6 if kind == "knee" else 4)
 
@@ -132,7 +138,7 @@ def test_centers_can_be_told_apart_and_tell_nothing_about_the_class(kind):
     table = np.array(
         [[np.sum((data.labels == k) & (data.centers == c)) for c in phantoms.MODELS[kind].centers] for k in range(len(data.classes))]
     )
-    assert np.ptp(table, axis=1).max() <= 1
+    assert np.ptp(table, axis=1).max() <= (2 if kind in CASES else 1)
 
 
 # --- truth --------------------------------------------------------------------------------------------------------------
@@ -280,6 +286,113 @@ def test_simulated_lines_come_from_simulated_tissues_by_which_they_can_be_merged
     assert drawn("endoscopy").card.origin == {}
 
 
+# --- two views -----------------------------------------------------------------------------------------------------------
+
+
+def scan(number=0, *, label=0, center=0, size=256, difficulty=0.5):
+    return drawing.Scene(7, 11, number, label, center, 2, size, difficulty)
+
+
+def spotted(depth, *, uptake=6.0, x=0.0, y=60.0, center=0):
+    """A patient without foci but one."""
+    patient = scintigraphy._patient(scan(center=center)) | {"benign": [], "off": 0.0}
+    return patient | {"lesions": [scintigraphy.Spot(x, y, 2.0, 2.0, uptake, depth)]}
+
+
+def test_every_case_has_an_anterior_and_a_posterior_view_and_they_are_not_the_same_picture():
+    data = drawn("scintigraphy")
+    assert (data.views == np.tile(scintigraphy.VIEWS, 60)).all() and (data.cases == data.groups).all()
+    front, back = data.images[::2].astype(int), data.images[1::2].astype(int)
+    assert np.abs(front - back).mean((1, 2, 3)).min() > 5
+
+
+def test_the_camera_counts_256_by_1024_bins_and_the_centers_have_different_count_rates():
+    a, b = (np.stack([scintigraphy.full_size(scan(number, center=center)) for number in range(3)]) for center in (0, 1))
+    assert a.shape == (3, 2, 1024, 256) and np.issubdtype(a.dtype, np.integer)
+    rates = [counts.sum((2, 3)).mean() for counts in (a, b)]
+    assert rates[0] == pytest.approx(scintigraphy.CAMERAS[0].counts * 1.05, rel=0.35) and rates[0] > 2.5 * rates[1]
+
+
+def test_counts_are_poisson_about_what_is_expected():
+    expected = scintigraphy._expected(scintigraphy._patient(scan()), 128, 128)[0]
+    draws = np.stack([np.random.default_rng(k).poisson(expected) for k in range(40)])
+    first = scintigraphy.full_size(scan())[0]
+    mean = scintigraphy._expected(scintigraphy._patient(scan()), *scintigraphy.FULL_SIZE)[0]
+    bright = mean > 5
+    assert (((first - mean) ** 2)[bright] / mean[bright]).mean() == pytest.approx(1.0, abs=0.05)
+    assert draws.sum((1, 2)).mean() == pytest.approx(expected.sum(), rel=0.01)
+
+
+def test_the_expected_counts_do_not_depend_on_the_bins_they_are_counted_in():
+    patient = scintigraphy._patient(scan(label=1))
+    fine, coarse = scintigraphy._expected(patient, 256, 256), scintigraphy._expected(patient, 256, 256, 4)
+    assert coarse == pytest.approx(fine.reshape(2, 64, 4, 64, 4).sum((2, 4)), rel=1e-6)
+    assert fine.sum() == pytest.approx(2 * patient["counts"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "nearer"), [(scintigraphy.FRONT, 0), (scintigraphy.BACK, 1)])
+def test_a_focus_is_stronger_and_sharper_in_the_nearer_view_by_the_law_of_attenuation(depth, nearer):
+    patient = spotted(depth)
+    x, y = scintigraphy._place(patient, 0, 512, 512)
+    seen = [scintigraphy._focus(patient, patient["lesions"][0], view, x, y) for view in (0, 1)]
+    ratio = seen[nearer].sum() / seen[1 - nearer].sum()
+    assert ratio == pytest.approx(np.exp(scintigraphy.MU * patient["girth"] * abs(depth[0] - depth[1])), rel=1e-3)
+    widths = [scintigraphy._widths(patient, patient["lesions"][0], view)[1][0] for view in (0, 1)]
+    assert widths[nearer] < widths[1 - nearer]
+
+
+def test_the_same_side_of_the_patient_lies_on_opposite_sides_of_the_two_views():
+    patient = spotted(scintigraphy.TRUNK, x=10.0)
+    front, back = (scintigraphy._mask(patient, view, 128, 128) for view in (0, 1))
+    columns = [np.flatnonzero(mask.any(0)).mean() for mask in (front, back)]
+    assert columns[0] > 64 > columns[1] and columns[0] + columns[1] == pytest.approx(127, abs=1.5)
+
+
+def test_bladder_and_kidneys_are_decoys_of_one_view_each():
+    """Without any metastasis: the bladder outshines what lies around it more from the front, the kidneys from behind."""
+    gained = {"bladder": [], "kidneys": []}
+    for number in range(12):
+        patient = scintigraphy._patient(scan(number))
+        x, y = scintigraphy._place(patient, 0, 128, 128)
+        organs = {"bladder": patient["benign"][:1], "kidneys": patient["benign"][1:3]}
+        for name, spots in organs.items():
+            front, back = (sum(scintigraphy._focus(patient, s, view, x, y).max() for s in spots) for view in (0, 1))
+            gained[name].append(front / back)
+    assert min(gained["bladder"]) > 1.2 and max(gained["kidneys"]) < 0.6
+
+
+def test_degenerative_uptake_is_as_common_with_metastases_as_without():
+    worn = [[len(scintigraphy._patient(scan(number, label=label))["benign"]) - 3 for number in range(300)] for label in (0, 1)]
+    assert np.mean(worn[0]) == pytest.approx(np.mean(worn[1]), abs=0.3) and np.mean(worn[0]) > 1
+    assert {scintigraphy._patient(scan(number))["subtype"] for number in range(40)} == {"normal", "degenerative"}
+
+
+def test_hot_spots_have_boxes_in_both_views_and_their_subtype_says_which_view_sees_them_better():
+    data = drawn("scintigraphy", difficulty=0.0)
+    ill = np.flatnonzero(data.labels == 1)
+    assert set(data.boxes["image"]) == set(ill)
+    assert (data.boxes[["x0", "y0"]] >= 0).all().all() and (data.boxes[["x1", "y1"]] <= data.size).all().all()
+    assert set(data.extra["subtype"][ill]) == {"front", "back", "both"} and (data.extra["conspicuity"][ill] > 0).all()
+    strength = data.extra["conspicuity"].to_numpy()
+    for subtype, nearer in (("front", 0), ("back", 1)):
+        own = ill[(data.extra["subtype"][ill] == subtype).to_numpy()]
+        own = own[own % 2 == 0]
+        assert (strength[own + nearer] > strength[own + 1 - nearer]).mean() > 0.9
+
+
+def test_every_focus_has_a_pixel_of_its_own_in_the_mask_however_small_the_image_is():
+    for number in range(20):
+        patient = scintigraphy._patient(scan(number, label=1))
+        for view in (0, 1):
+            for spot in patient["lesions"]:
+                assert scintigraphy._mask(patient | {"lesions": [spot]}, view, 32, 32).any()
+
+
+def test_metastases_stand_out_less_the_greater_the_difficulty():
+    easy, middle, hard = (drawn("scintigraphy", difficulty=d).extra["conspicuity"] for d in (0.0, 0.5, 1.0))
+    assert easy[easy > 0].median() > middle[middle > 0].median() > hard[hard > 0].median()
+
+
 # --- difficulty ---------------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +511,8 @@ def test_fractal_systems_contract_fill_their_frame_and_differ():
         (dict(kind="ultrasond"), "there is no phantom 'ultrasond'; did you mean 'ultrasound'?"),
         (dict(n=5), "n = 5 is too small for 3 classes in two centers; ask for at least 6 images"),
         (dict(kind="fractals", n=30, n_classes=20), "n = 30 is too small for 20 classes"),
+        (dict(kind="scintigraphy", n=21), "every case has 2 images, so n must be a multiple of 2, not 21"),
+        (dict(kind="scintigraphy", n=6), "n = 6 is too small for 2 classes in two centers; ask for at least 8 images"),
         (dict(n=60.0), "n must be a whole number, not 60.0"),
         (dict(size=16), "size must lie between 32 and 512 pixels, not 16"),
         (dict(size=513), "size must lie between 32 and 512 pixels, not 513"),

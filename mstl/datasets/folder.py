@@ -4,6 +4,7 @@
     scans/p1_left.dcm,malignant,p1,Leiden,train,left,p1,120,80,260,190
 
 One row an image; a path that comes twice brings another box (pixels of the original image). Empty cells are unknown.
+`case` joins the images of one examination and `view` names each of them (:mod:`mstl.datasets.views` makes pairs of them).
 Further columns are kept, as text, in `ImageSet.extra`. Commas, semicolons or tabs part the columns.
 """
 
@@ -159,6 +160,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     _read_boxes(table, line)
     _check_repeats(table, line)
     _check_splits(table, path)
+    _check_views(table, line)
     missing = [
         (index, value) for index, value in table["path"].drop_duplicates().items() if not (folder / value).is_file()
     ]
@@ -216,6 +218,21 @@ def _check_splits(table: pd.DataFrame, path: Path) -> None:
             f"{path}: the group {torn.index[0]!r} is in the splits {' and '.join(torn.iloc[0])} ({len(torn)} such groups); "
             "a group (a patient) must lie wholly in one"
         )
+
+
+def _check_views(table: pd.DataFrame, line: Callable[[int], str]) -> None:
+    images = table.drop_duplicates("path")
+    images = images[images["case"] != ""]
+    for index, row in images[images["view"] == ""].iterrows():
+        raise MstlError(f"{line(index)}: the image of the case {row['case']!r} has no view; name it, for example left or anterior")
+    first: dict[tuple[str, str], int] = {}
+    for index, case, view in zip(images.index, images["case"], images["view"]):
+        before = first.setdefault((case, view), index)
+        if before != index:
+            raise MstlError(
+                f"{line(index)}: the case {case!r} has the view {view!r} twice, here and in {line(before).rsplit(', ')[-1]}; "
+                "keep one, or give the other a case of its own"
+            )
 
 
 def _classes(labels: np.ndarray) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random
 scatterers seen through a point-spread function; a mammogram and the radiographs of chest and knee are sums of what the ray meets; a
-brightfield image is a phase object out of focus; a fractal is the attractor of a random iterated function system.
+brightfield image is a phase object out of focus; a scintigram is a count of the rays that leave the body; a fractal is the attractor of a
+random iterated function system.
 They check the machine, not any claim about patients.
 
 Classes are the same for every seed (line 3 is always the same line), so that two sets of different seeds are two
@@ -25,7 +26,7 @@ from scipy import ndimage
 from ...errors import MstlError
 from ..catalog import card, nearest
 from ..imageset import BOXES, ImageSet
-from . import cells, chest, endoscopy, fractals, fundus, knee, mammogram, ultrasound
+from . import cells, chest, endoscopy, fractals, fundus, knee, mammogram, scintigraphy, ultrasound
 from .drawing import Model, Scene
 
 SIZES = (32, 512)
@@ -46,16 +47,18 @@ def make(
     """`n` simulated images of `size` × `size` pixels.
 
     kind        "ultrasound" (normal, benign, malignant), "mammogram" (normal, lesion), "chest" (normal, pneumonia), "knee"
-                (normal, benign, malignant), "endoscopy", "fundus", "cells" or "fractals"
-    n           images, at least one a class and center; classes are balanced up to rounding, and within each class so are the centers
+                (normal, benign, malignant), "scintigraphy" (normal, metastasis), "endoscopy", "fundus", "cells" or "fractals"
+    n           images, at least one a class and center; classes are balanced up to rounding, and within each class so are the centers.
+                Scintigraphy has two views of every case, so that n is even and cases are balanced
     size        side in pixels, 32 to 512
     difficulty  0 (plain to see) to 1 (near the limit of what can be seen): contrast and size of what makes a class, its
                 overlap with the other classes, and noise
     n_classes   of cells (2 to 30, default 6) and fractals (2 to 1000, default 10) only
     workers     threads; default: the cores of this process. The bytes do not depend on it
 
-    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images (knee: up to
-    six) that share their anatomy, their class and their center. There are two centers, of the knee three. Masks and boxes are in pixels; a box is
+    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images (knee: up to six) that share
+    their anatomy, their class and their center (scintigraphy: one case, its two `views`). There are two centers, of the knee three. Masks and
+    boxes (where there is something to find) are in pixels; a box is
     x0 ≤ x < x1, y0 ≤ y < y1, one a connected region of the mask. `extra` has `subtype` (what was drawn) and `conspicuity`
     (how strongly, on a scale of its kind; 0 where there is nothing to find).
     Raises MstlError for an argument out of range.
@@ -91,6 +94,8 @@ def make(
         splits=np.full(n, ""),
         masks=masks,
         boxes=None if masks is None else _boxes(masks, labels, classes),
+        views=np.array(model.views * len(scenes)) if model.views else None,
+        cases=np.array([f"{model.group}-{scene.number:05d}" for scene in repeated]) if model.views else None,
         extra=pd.DataFrame({"subtype": subtypes.astype(str), "conspicuity": conspicuity}),
         card=dataclasses.replace(card(f"phantom-{kind}"), classes=classes, channels=model.channels, origin=_origin(kind, classes)),
     )
@@ -125,11 +130,13 @@ def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_class
         or (not fixed and not 2 <= count <= MAX_CLASSES[kind])
     ):
         raise MstlError(f"phantom {kind}: n_classes must lie between 2 and {MAX_CLASSES[kind]}, not {count!r}")
-    centers = len(MODELS[kind].centers)
-    if n < centers * count:
+    centers, views = len(MODELS[kind].centers), max(1, len(MODELS[kind].views))
+    if n % views:
+        raise MstlError(f"phantom {kind}: every case has {views} images, so n must be a multiple of {views}, not {n}")
+    if n < centers * count * views:
         number = {2: "two", 3: "three"}[centers]
         raise MstlError(
-            f"phantom {kind}: n = {n} is too small for {count} classes in {number} centers; ask for at least {centers * count} images"
+            f"phantom {kind}: n = {n} is too small for {count} classes in {number} centers; ask for at least {centers * count * views} images"
         )
     return fixed or tuple(f"{MODELS[kind].word}-{k + 1:0{len(str(count)) if count > 99 else 2}d}" for k in range(count))
 
@@ -137,9 +144,14 @@ def _checked(kind: str, n: int, size: int, seed: int, difficulty: float, n_class
 def _scenes(kind: str, classes: tuple[str, ...], n: int, size: int, seed: int, difficulty: float) -> list[Scene]:
     code = list(MODELS).index(kind)
     rng = np.random.default_rng([seed, code])
+    views = len(MODELS[kind].views)
     largest, centers = MODELS[kind].largest if MODELS[kind].grouped else 1, len(MODELS[kind].centers)
     cells = []  # (label, center, images)
     for label in range(len(classes)):
+        if views:  # whole cases, dealt like images
+            cases = n // views // len(classes) + (label < n // views % len(classes))
+            cells += [(label, center, views) for center in (0, 1) for _ in range((cases + (label + center) % 2) // 2)]
+            continue
         images = n // len(classes) + (label < n % len(classes))
         for center in range(centers):  # what is left over goes to other centers from class to class
             part = images // centers + ((center - label) % centers < images % centers)
@@ -202,4 +214,5 @@ MODELS: dict[str, Model] = {
     "endoscopy": Model(endoscopy.draw, ("normal", "polyp"), "patient", masks=True, channels=3),
     "fundus": Model(fundus.draw, ("normal", "retinopathy", "glaucoma"), "patient", masks=True, channels=3),
     "knee": Model(knee.draw, ("normal", "benign", "malignant"), "patient", masks=True, centers=("A", "B", "C"), largest=6),
+    "scintigraphy": Model(scintigraphy.draw, ("normal", "metastasis"), "case", masks=True, views=scintigraphy.VIEWS),
 }

@@ -63,6 +63,7 @@ class Model(NamedTuple):
     word: str = ""
     centers: tuple[str, ...] = ("A", "B")  # B: an older machine: more noise, more blur, another contrast
     largest: int = 4  # images of a group
+    views: tuple[str, ...] = ()  # the images of every group, in this order
 
 
 def _between(easy: float, hard: float, difficulty: float) -> float:
