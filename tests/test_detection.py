@@ -329,6 +329,19 @@ def test_boxes_are_judged_under_the_same_resamples_and_the_difference_is_that_of
     assert f"difference {rows.loc[('auc', 'transfer − scratch'), 'estimate']:+.3f}" in works.sentence(judged.rows, "Made-up films")
 
 
+def test_models_tested_on_different_images_or_a_folder_without_tables_are_refused(finished, tmp_path):
+    from mstl.works import detection as works
+
+    table, boxes, truth = finished
+    with pytest.raises(MstlError, match="were not tested on the same images"):
+        works.judge(table[(table["model"] == "transfer") | (table["seed"] == 0)], boxes, truth, contrast=["transfer", "scratch"], n_resamples=100)
+    with pytest.raises(MstlError, match="There is no table boxes.csv in"):
+        works.read(tmp_path)
+    boxes[works.BOXES].assign(x1=0.0).to_csv(tmp_path / "boxes.csv", index=False)
+    with pytest.raises(MstlError, match="a box needs x0 < x1"):
+        works.read(tmp_path)
+
+
 def test_every_test_image_is_a_hit_a_miss_a_false_alarm_or_rightly_silent(finished):
     from mstl.works import detection as works
 

@@ -288,13 +288,17 @@ def judge(
     """AUC of the images, average precision and FROC of the boxes on the test images of ``table`` (predictions): mean over chains and folds, intervals over
     groups and chains, and the difference of the ``contrast``, first minus second, under the same resamples.
 
-    The bar of "ap" and of FROC is ``iou``; "map" is the mean over COCO's ten, whatever that is.
+    The bar of "ap" and of FROC is ``iou``; "map" is the mean over COCO's ten, whatever that is. Raises MstlError where the models were
+    tested on different images.
     """
     from mstl import predictions
 
     tested = table[table["split"] == "test"].sort_values(["model", "seed", "fold", "image_id"], kind="stable", ignore_index=True)
     models = [model for model in contrast if (tested["model"] == model).any()] or list(dict.fromkeys(tested["model"]))
     first = tested[tested["model"] == models[0]].reset_index(drop=True)
+    for model in models[1:]:
+        if not tested.loc[tested["model"] == model, ["seed", "fold", "image_id"]].reset_index(drop=True).equals(first[["seed", "fold", "image_id"]]):
+            raise MstlError(f"The models {models[0]} and {model} were not tested on the same images in the same chains and folds: compare runs of one study.")
     positive = (first["y_true"] == predictions.classes(first)[-1]).to_numpy()
     block = chains.Block(positive, seed=first["seed"], fold=first["fold"], group=first["group"])
     found = found[found["image"].isin(first["image_id"])]
@@ -361,7 +365,7 @@ def calls(table: pd.DataFrame, found: pd.DataFrame, truth: pd.DataFrame, model: 
 def numbers(rows: pd.DataFrame) -> dict[str, float]:
     """Figures under names that prose can call: ``ap_transfer``, ``ap_transfer_low``, ``_high``, ``ap_difference`` … (NaN where there is none)."""
     short = {"auc": "auc", "ap": "ap", "map": "map", "sensitivity at 0.5": "froc_half", "sensitivity at 1": "froc_one", "mean sensitivity": "froc"}
-    out = {}
+    out: dict[str, float] = {}
     for row in rows[rows["quantity"].isin(short)].itertuples():
         stem = f"{short[row.quantity]}_{'difference' if '−' in row.model else row.model}"
         for end, value in (("", row.estimate), ("_low", row.low), ("_high", row.high)):
