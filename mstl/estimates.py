@@ -176,6 +176,9 @@ CHAPTERS = {"70_detection": _detection, "71_bone_tumours": _bone_tumours, "72_ro
 
 def _disk(run: PlannedRun) -> float:
     p = run.parameters
+    if run.stage == "71_bone_tumours" and not p.get("results"):
+        fits = len(p["seeds"]) * (1 if p.get("development", "A") else p["folds"])
+        return sum(4 * _backbone(network["backbone"])[1] for network in p["networks"]) * fits * 2 + 1
     if run.stage not in ("10_source", "20_bridge", "30_target"):
         return 1
     fits = len(p.get("seeds", [0])) * (_splits(p) if run.stage == "30_target" else 1)

@@ -157,6 +157,24 @@ def test_networks_that_cannot_be_built_are_one_sentence(declared, words):
         bone_tumours.networks(declared, ["texture"])
 
 
+def test_a_network_starts_from_the_checkpoint_of_a_run_from_a_file_or_from_nothing(field, tmp_path):
+    from mstl import checkpoints
+    from mstl.models import backbones
+
+    torch = pytest.importorskip("torch")
+    made = bone_tumours.crops(field, 32, 1.5)
+    source = backbones.create("test_resnet", ["x", "y", "z"], image_size=32, channels=3, seed=5)
+    checkpoints.save(tmp_path / "10_source" / "small" / "checkpoint", source, lineage=[])
+    network = bone_tumours.networks([{"name": "radiology", "backbone": "test_resnet", "weights": "10_source/small"}])[0]
+    start = bone_tumours.start(network, lambda where, what: tmp_path / where)
+    assert start == tmp_path / "10_source" / "small" / "checkpoint"
+    built = network.build(made, seed=0, start=start)
+    assert torch.equal(built.conv1[0].weight, source.conv1[0].weight) and built.spec.classes == made.classes
+    assert bone_tumours.start(dataclasses.replace(network, weights="none"), None) is None
+    empty = dataclasses.replace(network, weights="none").build(made, seed=0)
+    assert not torch.equal(empty.conv1[0].weight, source.conv1[0].weight)
+
+
 def test_a_radimagenet_file_of_another_architecture_is_refused(field, tmp_path):
     torch = pytest.importorskip("torch")
     import torchvision
