@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
 if TYPE_CHECKING:
     from mstl.datasets.imageset import ImageSet
 
@@ -652,8 +655,9 @@ def cost_front(table: pd.DataFrame, *, axes: Mapping[str, str], ylabel: str = "A
         best = table[table[f"front_{column}"]].sort_values(column)
         ax.step(best[column], best["estimate"], where="post", color="0.45", lw=1.2, ls="--", zorder=0)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=20))
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(label, fontsize=9)
         ax.tick_params(labelsize=8, which="both")
     panels[0][0].set_ylabel(ylabel)
