@@ -179,6 +179,11 @@ def _disk(run: PlannedRun) -> float:
     if run.stage == "71_bone_tumours" and not p.get("results"):
         fits = len(p["seeds"]) * (1 if p.get("development", "A") else p["folds"])
         return sum(4 * _backbone(network["backbone"])[1] for network in p["networks"]) * fits * 2 + 1
+    if run.stage == "74_two_views" and not p.get("results"):
+        p = {name: parameter.default for name, parameter in templates.parameters(run.stage).items()} | p
+        fits = (p["folds"] if p["design"] == "folds" else 1) * (
+            (len(p["starts"]) + 2) * len(p["seeds"]) + len(p["switches"]) * len(p["switch_seeds"] or p["seeds"]))
+        return 4 * _backbone(p["backbone"])[1] * fits + 1
     if run.stage not in ("10_source", "20_bridge", "30_target"):
         return 1
     fits = len(p.get("seeds", [0])) * (_splits(p) if run.stage == "30_target" else 1)
