@@ -16,9 +16,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
-from matplotlib.ticker import LogFormatter, MaxNLocator
-
-
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 if TYPE_CHECKING:

@@ -1,12 +1,9 @@
-"""Phantoms: simulated images of eight modalities with their truth (label, patient, center, mask, boxes).
+"""Phantoms: simulated images of nine modalities with their truth (label, patient, center, mask, boxes).
 
 Each is drawn from a small model of how such an image comes about, not painted: ultrasound is speckle of random
 scatterers seen through a point-spread function; a mammogram and the radiographs of chest and knee are sums of what the ray meets; a
 brightfield image is a phase object out of focus; a scintigram is a count of the rays that leave the body; a fractal is the attractor of a
 random iterated function system.
-scatterers seen through a point-spread function; a mammogram and a chest radiograph are sums of what the ray meets; a
-brightfield image is a phase object out of focus; a scintigram counts the rays that leave the body; a fractal is the
-attractor of a random iterated function system.
 They check the machine, not any claim about patients.
 
 Classes are the same for every seed (line 3 is always the same line), so that two sets of different seeds are two
@@ -64,10 +61,6 @@ def make(
     boxes (where there is something to find) are in pixels; a box is
     x0 ≤ x < x1, y0 ≤ y < y1, one a connected region of the mask. `extra` has `subtype` (what was drawn) and `conspicuity`
     (how strongly, on a scale of its kind; 0 where there is nothing to find).
-    A group is one patient (cells: one position in a well; fractals: the image itself) with one to four images that share
-    their anatomy, their class and their center (scintigraphy: one case, its two `views`). Masks and boxes (of kinds with a
-    lesion) are in pixels; a box is x0 ≤ x < x1, y0 ≤ y < y1, one a connected region of the mask. `extra` has `subtype` (what
-    was drawn) and `conspicuity` (how strongly, on a scale of its kind; 0 where there is nothing to find).
     Raises MstlError for an argument out of range.
     """
     classes = _checked(kind, n, size, seed, difficulty, n_classes)
