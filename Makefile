@@ -68,10 +68,10 @@ wheelhouse: $(STAMP)
 # predictions, measures, metrics, histories and run records; no image, no checkpoint.
 reference: $(STAMP)
 	@$(BIN)/mstl run reference --jobs $(JOBS)
-	@for run in $$(cd runs/reference && ls -d 10_source/* 20_bridge/* 30_target/* 35_probe/* 53_leakage/* 74_two_views/* 2>/dev/null); do \
+	@for run in $$(cd runs/reference && ls -d 10_source/* 20_bridge/* 30_target/* 35_probe/* 53_leakage/* 7*/* 2>/dev/null); do \
 	  mkdir -p data/reference/$$run; \
-	  for name in predictions.csv transferability.csv leakage.csv tuning.csv metrics.json history.csv run.json; do \
-	    if test -f runs/reference/$$run/$$name; then cp runs/reference/$$run/$$name data/reference/$$run/; fi; \
+	  for table in $$(cd runs/reference/$$run && ls *.csv metrics.json run.json 2>/dev/null); do \
+	    cp runs/reference/$$run/$$table data/reference/$$run/; \
 	  done; \
 	done
 

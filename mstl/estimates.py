@@ -48,6 +48,8 @@ KERNEL = {"00_data": 6.0, "60_comparison": 12.0, "61_operating_points": 14.0}
 STARTING = 9.0  # of a stage that is not named above
 #: A detector's step over a classifier's of the same backbone, and the seconds that boxes take to be judged.
 DETECTOR, JUDGED = 2.0, 15.0
+#: A U-Net's step over a classifier's with its encoder, and the seconds that measuring a network's cost takes.
+UNET, COSTED = 1.5, 3.0
 PROBED = 1.0  # seconds of the measures and the linear probe of a network on one split
 DISTURBED = 0.03  # seconds that a case under one draw takes, four networks and two models of features together
 READING = 3.0  # how much faster an image is read (validation, test) than trained on
@@ -159,6 +161,22 @@ def _robustness(p: Mapping[str, Any], gpu: bool) -> float:
     return DISTURBED * (p["n_cases"] or 300) * (1 + p["draws"] * len(p["strengths"]) + p["n_maps"] / 20)
 
 
+def _backbones(p: Mapping[str, Any], gpu: bool) -> float:
+    """Seconds of training classifiers and U-Nets, and of reading what their test parts hold."""
+    n, batch, seconds = images(p["data"], p["options"], p["image_size"], p["classes"]), p["recipe"].get("batch_size", 32), 0.0
+    for network in p["networks"]:
+        own = _each(p | {"backbone": network["backbone"]}, gpu)
+        ways = network.get("ways", ["scratch"] if network.get("weights", "none") == "none" else ["scratch", "features", "hybrid", "fine-tuned"])
+        chains, grid = len(network.get("seeds", p["seeds"])), len(p["lrs"]) * sum(p["steps"])
+        for way in {"scratch", "fine-tuned"} & set(ways):
+            steps = grid + (sum(p["extra_steps"]) if way == "scratch" else 0)
+            seconds += batch * _splits(p) * (steps + (chains - 1) * max(p["steps"])) * own
+        seconds += len(ways) * chains * n * own / READING
+    own = UNET * _each(p | {"backbone": p["unet"]}, gpu)
+    steps = len(p["unet_ways"]) * (len(p["unet_lrs"]) * sum(p["unet_steps"]) + (len(p["unet_seeds"]) - 1) * max(p["unet_steps"])) + sum(p["unet_extra_steps"])
+    return seconds + len(p["masks"]) * batch * steps * own + COSTED * len(p["networks"])
+
+
 def _two_views(p: Mapping[str, Any], gpu: bool) -> float:
     """Seconds of training and reading; a case is two images, or one where a network sees one view."""
     n, splits = images(p["data"], p["options"], p["image_size"], p["classes"]), p["folds"] if p["design"] == "folds" else 1
@@ -171,7 +189,8 @@ def _two_views(p: Mapping[str, Any], gpu: bool) -> float:
 
 
 #: The chapters that train their own networks.
-CHAPTERS = {"70_detection": _detection, "71_bone_tumours": _bone_tumours, "72_robustness": _robustness, "74_two_views": _two_views}
+CHAPTERS = {"70_detection": _detection, "71_bone_tumours": _bone_tumours, "72_robustness": _robustness, "73_backbones": _backbones,
+            "74_two_views": _two_views}
 
 
 def _disk(run: PlannedRun) -> float:
