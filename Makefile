@@ -68,12 +68,7 @@ wheelhouse: $(STAMP)
 # predictions, measures, metrics, histories and run records; no image, no checkpoint.
 reference: $(STAMP)
 	@$(BIN)/mstl run reference --jobs $(JOBS)
-	@for run in $$(cd runs/reference && ls -d 10_source/* 20_bridge/* 30_target/* 35_probe/* 53_leakage/* 7*/* 2>/dev/null); do \
-	  mkdir -p data/reference/$$run; \
-	  for table in $$(cd runs/reference/$$run && ls *.csv metrics.json run.json 2>/dev/null); do \
-	    cp runs/reference/$$run/$$table data/reference/$$run/; \
-	  done; \
-	done
+	@$(BIN)/python -m mstl.reference
 
 clean:
 	rm -rf $(VENV) _build dist .pytest_cache .hypothesis

@@ -35,7 +35,7 @@ def read(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
     tables = []
     for place in places:
         path = Path(place) / "transferability.csv" if Path(place).is_dir() else Path(place)
-        if path.name == "predictions.csv":
+        if path.name.startswith("predictions.csv"):
             path = path.with_name("transferability.csv")
         if not path.is_file():
             raise MstlError(f"There is no transferability table {path}: run the probe stage (notebooks/35_probe.ipynb) that writes it.")

@@ -601,7 +601,7 @@ def _report(
 
 
 def _files(sources: Sequence[Path]) -> list[Path]:
-    return [source / "predictions.csv" if source.is_dir() else source for source in sources]
+    return [predictions.in_folder(source) if source.is_dir() else source for source in sources]
 
 
 def _shown(settings: Settings) -> dict[str, object]:

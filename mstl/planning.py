@@ -139,7 +139,7 @@ def _probe(study: Study, lineage: Lineage, name: str, before: list[PlannedRun]) 
     target = study.targets[name]
     return {key: getattr(target, key) for key in _TASK} | {
         "target": name, "lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "seeds": study.seeds,
-        "parents": [run.path for run in before], "sizes": study.probe.sizes, "n_max": study.probe.n_max}
+        "parents": [run.path for run in before], "sizes": study.probe.sizes, "sized": study.probe.sized, "n_max": study.probe.n_max}
 
 
 def _target(
@@ -209,7 +209,7 @@ def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Map
         return _run(entry.notebook, parameters, name=entry.name, needs=read, outputs=["metrics.json"])
     for key, name in (("predictions", "predictions.csv"), ("scores", "transferability.csv")):
         if key in parameters:
-            parameters[key] = [os.path.relpath(tables[path] / name, paths.home()) for path in parameters[key]]
+            parameters[key] = [os.path.relpath(_table(tables[path] / name), paths.home()) for path in parameters[key]]
     files = [table for path in read for table in _tables(tables[path])]
     return _run(entry.notebook, parameters, name=entry.name, outputs=["metrics.json"], files=files)
 
@@ -222,7 +222,7 @@ def _reference(study: Study) -> list[PlannedRun]:
     ``results``) reads its committed tables in place of training.
     """
     tables = {f"{path.parent.parent.name}/{path.parent.name}": path.parent
-              for path in paths.share("data", "reference").glob("*/*/predictions.csv")}
+              for path in paths.share("data", "reference").glob("*/*/predictions.csv*")}
     if not tables:
         return []
     reference = read_study("reference" if "reference" in studies() else study.name).model_copy(update={"show_reference": False})
@@ -256,7 +256,13 @@ def _matching(entry: Analysis, runs: list[PlannedRun]) -> list[str]:
 
 def _tables(results: Path) -> list[Path]:
     """The tables of a committed run that an analysis may read."""
-    return [table for table in sorted(results.glob("*.csv")) if table.name != "history.csv"]
+    return [table for table in sorted(results.glob("*.csv*")) if table.name != "history.csv"]
+
+
+def _table(path: Path) -> Path:
+    """A committed table, which is packed where it is large."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
 
 
 def _simulated(name: str) -> bool:

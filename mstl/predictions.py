@@ -15,6 +15,7 @@ with its own ``p_`` columns and nothing in those of the others.
 from __future__ import annotations
 
 import difflib
+import gzip
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -150,18 +151,36 @@ def write(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
+def in_folder(folder: str | os.PathLike) -> Path:
+    """The predictions table of a run's folder: ``predictions.csv``, or where there is only that, ``predictions.csv.gz``."""
+    packed = Path(folder) / "predictions.csv.gz"
+    plain = packed.with_suffix("")
+    return packed if packed.is_file() and not plain.is_file() else plain
+
+
+def condense(table: pd.DataFrame, path: str | os.PathLike) -> Path:
+    """Writes the test rows of a table as ``.csv.gz``, probabilities to eight digits: a large table in the form that a repository can
+    hold. The same table gives the same bytes. Validation rows, and with them thresholds, are left out."""
+    path, rows = Path(path), check(table[table["split"] == "test"])
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+        packed.write(rows.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode())
+    os.replace(aside, path)
+    return path
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
-    path = path / "predictions.csv" if path.is_dir() else path
+    path = in_folder(path) if path.is_dir() else path
     if not path.is_file():
         raise MstlError(f"There is no predictions table {path}: check the path, or run the stage that writes it.")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count) if header.strip() else ","
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except UnicodeDecodeError:
         raise MstlError(f"{path} is not a text file in UTF-8: save it as CSV (UTF-8).") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, gzip.BadGzipFile, EOFError) as problem:
         raise MstlError(f"{path} is not a CSV table ({' '.join(str(problem).split())}): "
                         "save it as CSV with one header row.") from None
     if separator == ";":

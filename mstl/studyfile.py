@@ -192,6 +192,7 @@ class Probe(_Keys):
 
     targets: list[Name] = []
     sizes: list[Positive] = []  # training images: the probe is trained on so many as well
+    sized: list[Name] = []  # … of these bridges, and of the source; empty: all
     n_max: Positive = 2000  # images that the measures are computed on at most
 
 
@@ -313,6 +314,10 @@ def _consistent(study: Study, path: Path) -> Study:
     arms = {arm for target in study.targets.values() for arm in target.arms or study.arms}
     if "mstl" in arms and not study.bridges:
         raise MstlError(f"{path}: the arm mstl needs a bridge, but bridges is empty: name one, or leave mstl out of arms.")
+    for name in study.probe.sized:
+        if name not in [bridge.name for bridge in study.bridges]:
+            raise MstlError(f"{path}: probe.sized names the bridge '{name}', which bridges does not have: "
+                            f"{templates.suggestion(name, [bridge.name for bridge in study.bridges])}")
     named = {"comparison.family": study.comparison.family, "probe.targets": study.probe.targets} | {
         f"bridges.{bridge.name}.targets": bridge.targets or [] for bridge in study.bridges} | {
         f"lineages.{lineage.name}.targets": lineage.targets or [] for lineage in study.lineages}
