@@ -251,6 +251,20 @@ def test_a_file_that_is_no_table_is_refused_in_one_sentence(tmp_path):
             predictions.read(tmp_path / "t.csv")
 
 
+def test_a_large_table_is_packed_without_its_validation_rows_and_reads_back(tmp_path):
+    whole = pd.concat([table(split="test"), table(split="val").assign(image_id=lambda t: "v" + t["image_id"], group=lambda t: "v" + t["group"])])
+    packed = predictions.condense(whole, tmp_path / "predictions.csv.gz")
+    first = packed.read_bytes()
+    assert predictions.condense(whole, packed).read_bytes() == first
+    back, given = predictions.read(tmp_path), predictions.check(whole[whole["split"] == "test"])
+    assert (back["split"] == "test").all() and np.allclose(back["p_malignant"], given["p_malignant"], atol=1e-8)
+    predictions.write(whole, tmp_path / "predictions.csv")
+    assert len(predictions.read(tmp_path)) == len(whole), "the plain table comes first"
+    packed.write_bytes(first[:200])
+    with pytest.raises(MstlError, match="is not a CSV table"):
+        predictions.read(packed)
+
+
 def test_a_full_disk_leaves_the_old_table_and_nothing_half_written(tmp_path, monkeypatch):
     path = predictions.write(table(), tmp_path / "predictions.csv")
     before = path.read_bytes()

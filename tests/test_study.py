@@ -516,3 +516,41 @@ def test_the_simulated_targets_and_bridges_of_a_study_have_the_images_that_it_as
         images = load(bridge.data, size=32, root=tmp_path, progress=False, **bridge.options)
         _, train, _ = subsets.varied(images, images=bridge.images, lines=bridge.lines, n_train=bridge.n_train, merge_how=bridge.merge, merge_to=bridge.merge_to)
         assert not bridge.n_train or len(train) == bridge.n_train
+
+
+def test_a_chapter_with_committed_tables_reads_them_in_place_of_training(tmp_path, monkeypatch):
+    committed = tmp_path / "data" / "reference" / "74_two_views" / "all"
+    share = paths.share
+    monkeypatch.setattr(paths, "share", lambda *parts: tmp_path.joinpath(*parts) if parts[:2] == ("data", "reference") else share(*parts))
+    committed.mkdir(parents=True)
+    (committed / "predictions.csv").write_text("")
+    assert "74_two_views/reference" not in {run.path for run in planning.plan(planning.read_study("smoke"))}, "no record, no result"
+    (committed / "run.json").write_text("{}")
+    runs = {run.path: run for run in planning.plan(planning.read_study("smoke"))}
+    run = runs["74_two_views/reference"]
+    assert (paths.home() / run.parameters["results"]).resolve() == committed.resolve() and run.files == [committed / "predictions.csv"] and not run.needs
+    assert run.parameters["data"] == "mias-whole" and not runs["74_two_views/all"].parameters.get("results")
+
+
+def test_what_is_kept_of_a_study_is_tables_and_records_of_its_finished_runs(place, tmp_path, monkeypatch):
+    from mstl import reference
+
+    study = planning.read_study(str(changed(place, "study: light", "study: light")))
+    runs = [run for run in planning.plan(study) if run.stage == "30_target"][:2]
+    for run in runs:
+        folder = planning.folder(study) / run.path
+        (folder / "checkpoint").mkdir(parents=True)
+        for name in ("run.json", "notebook.ipynb", "metrics.json"):
+            (folder / name).write_text("{}")
+        rows = [f"i{i},{'ill' if i % 2 else 'well'},m,{split},{0.123456789012:.12f},{1 - 0.123456789012:.12f}" for split in ("val", "test") for i in range(4)]
+        (folder / "predictions.csv").write_text("\n".join(["image_id,y_true,model,split,p_well,p_ill", *rows[:4], *(r.replace("i", "t", 1) for r in rows[4:])]))
+    (planning.folder(study) / runs[1].path / "run.json").unlink()
+    to = tmp_path / "kept"
+    assert reference.keep(study, to) == [runs[0].path]
+    assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv", "run.json"] and not (to / runs[1].path).exists()
+    monkeypatch.setattr(reference, "LARGE", 100)
+    reference.keep(study, to)
+    assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv.gz", "run.json"]
+    from mstl import predictions
+
+    assert set(predictions.read(to / runs[0].path)["split"]) == {"test"}
