@@ -47,6 +47,7 @@ TITLES = {"60_comparison": "The comparison of this study", "reference": "The com
     f"{stage}_{name}": title for (stage, name), title in NAMED.items()} | {
     f"{stage}_{name}_reference": f"{title}: the reference study, recomputed" for (stage, name), title in NAMED.items()}
 _GLUE_PREFIX = "application/papermill.record/"
+_ONLY_WITH = re.compile(r"^% only with (\w+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^.*\r(?!\n)", re.MULTILINE)
 
 
@@ -172,9 +173,13 @@ def _absent_page(title: str) -> str:
 
 def _fit_chapters(book: Path, absent: set[str]) -> None:
     """Chapters that take numbers or figures from pages that this book does not have: where the reference study's page is absent and
-    the study's own is there, that stands in and the chapter says so; else the chapter says that it is left out."""
+    the study's own is there, that stands in and the chapter says so; else the chapter says that it is left out. What stands between
+    the lines ``% only with PAGE`` and ``% end`` goes where the page is absent."""
     for path in sorted(book.rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
+        before = path.read_text(encoding="utf-8")
+        text = _ONLY_WITH.sub(lambda block: "" if block[1] in absent else block[2], before)
+        if text != before:
+            path.write_text(text, encoding="utf-8")
         wanted = set(re.findall(r"executed/(?:figures/)?(\w+?)(?:\.ipynb|-\w+\.png)", text)) & absent
         if not wanted or path.parent.name == "executed":
             continue

@@ -129,7 +129,8 @@ def test_what_the_prose_takes_from_a_notebook_is_what_its_template_glues():
     for page, key in asked_for():
         stage = next((stage for stage, name in report.NAMED if page.startswith(f"{stage}_{name}")), page.removesuffix("_reference"))
         template = paths.share("notebooks", "60_comparison.ipynb" if page == "reference" else f"{stage}.ipynb").read_text(encoding="utf-8")
-        written = f'glue(\\"{key}\\"' in template
+        glued_names = re.findall(r'glue\(f?\\"([^"\\]+)\\"', template)  # with {…} where a name is made
+        written = any(re.fullmatch(re.sub(r"\\{.+?\\}", r"\\w*", re.escape(name)), key) for name in glued_names)
         counted = "glue(key, value" in template and any(target in key for target in targets.split("|"))  # the study's build knows the rest
         assert written or (re.fullmatch(numbers, key) if page == "reference" else counted), f"{page}: {key}"
 
@@ -207,6 +208,7 @@ def runs(tmp_path):
     made = [finished_run(tmp_path, stage, "all") for stage in report.STAGES if stage not in ("30_target", "60_comparison")]
     made += [finished_run(tmp_path, stage, "reference") for stage in report.RECOMPUTED]
     made += [finished_run(tmp_path, "30_target", f"{target}-{arm}", arm=arm) for target in ("chest", "busi") for arm in ("scratch", "ctl", "mstl")]
+    made += [finished_run(tmp_path, stage, f"{before}{name}") for stage, name in report.NAMED for before in ("", "reference-")]
     return made + [finished_run(tmp_path, "60_comparison", slug) for slug in ("all", "reference")]
 
 
@@ -394,3 +396,14 @@ def test_fonts_of_another_host_in_a_style_sheet_are_found_and_links_to_follow_ar
     (tmp_path / "page.html").write_text('<a href="https://doi.org/10.1/x">read</a><svg xmlns="http://www.w3.org/2000/svg"></svg><img src="data:image/png;base64,AA==">')
     (tmp_path / "style.css").write_text("/* https://example.org */ @font-face { src: url('https://fonts.org/a.woff2') } p { background: url(local.png) }")
     assert report.outside_urls(tmp_path) == [("style.css", "https://fonts.org/a.woff2")]
+
+
+def test_what_needs_a_page_that_is_absent_goes_and_the_rest_of_the_chapter_stays(tmp_path):
+    chapter = tmp_path / "chapter.md"
+    text = "# A chapter\n\nFirst.\n\n% only with 74_two_views_reference\n{glue:text}`executed/74_two_views_reference.ipynb::answer:s`\n% end\n\nLast.\n"
+    chapter.write_text(text)
+    report._fit_chapters(tmp_path, {"74_two_views_reference"})
+    assert chapter.read_text() == "# A chapter\n\nFirst.\n\n\nLast.\n"
+    chapter.write_text(text)
+    report._fit_chapters(tmp_path, set())
+    assert "% only" not in chapter.read_text() and "74_two_views_reference.ipynb::answer" in chapter.read_text()
