@@ -125,7 +125,7 @@ def proc_delong(y, a, b):
     """R's pROC in a process of its own: the time is that of the test alone, as R measures it."""
     code = """t <- read.csv(commandArgs(TRUE)[1]); suppressMessages(library(pROC));
     s <- proc.time()[3]; x <- roc(t$y, t$a, quiet=TRUE, direction="<"); z <- roc(t$y, t$b, quiet=TRUE, direction="<");
-    r <- roc.test(x, z, method="delong", paired=TRUE); cat(abs(r$statistic), auc(x), proc.time()[3] - s)"""
+    r <- roc.test(x, z, method="delong", paired=TRUE); cat(format(c(abs(r$statistic), auc(x), proc.time()[3] - s), digits=17))"""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         pd.DataFrame({"y": y, "a": a, "b": b}).to_csv(path, index=False)
