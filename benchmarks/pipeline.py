@@ -26,7 +26,7 @@ from PIL import Image
 from mstl import templates
 
 IMAGES, FILE_SIZE, SIZE, TURNS = 600, 448, 96, 3
-PARAMETERS = {"data": "phantom-chest", "options": {"n": 80}, "image_size": 32, "backbone": "test_vit", "steps": [4], "n_train": 30, "n_val": 10}
+PARAMETERS = {"data": "phantom-chest", "options": {"n": 80}, "image_size": 32, "backbone": "test_vit", "steps": [4], "n_train": 20, "n_val": 10}
 
 
 def archive(folder: Path) -> Path:

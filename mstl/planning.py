@@ -261,7 +261,7 @@ def _tables(results: Path) -> list[Path]:
 
 def _table(path: Path) -> Path:
     """A committed table, which is packed where it is large."""
-    packed = path.with_name(f"{path.name}.gz")
+    packed = path.with_name(f"{path.name}.xz")
     return packed if packed.is_file() and not path.is_file() else path
 
 

@@ -34,6 +34,7 @@ def style() -> None:
         "axes.titlesize": "medium", "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
         "figure.constrained_layout.use": True,
     })
+    pd.set_option("display.max_rows", 200)  # a table of the book is shown whole
 
 
 def palette(names: Sequence[str]) -> dict[str, str]:

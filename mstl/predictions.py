@@ -15,7 +15,7 @@ with its own ``p_`` columns and nothing in those of the others.
 from __future__ import annotations
 
 import difflib
-import gzip
+import lzma
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 COLUMNS = ("run", "study", "model", "target", "arm", "backbone", "source", "bridge", "variant", "n_train", "seed", "fold",
            "split", "image_id", "group", "center", "y_true")
 REQUIRED = ("image_id", "y_true", "model")
+PACKED = ".xz"  # suffix of a table in the form of :func:`condense`
 SPLITS = ("train", "val", "test")
 SUM_TOLERANCE = 0.01  # how far the probabilities of a row may be from 1 in sum: tables are often rounded
 _NUMBERS = ("n_train", "seed", "fold")
@@ -152,19 +153,22 @@ def write(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 def in_folder(folder: str | os.PathLike) -> Path:
-    """The predictions table of a run's folder: ``predictions.csv``, or where there is only that, ``predictions.csv.gz``."""
-    packed = Path(folder) / "predictions.csv.gz"
+    """The predictions table of a run's folder: ``predictions.csv``, or where there is only that, ``predictions.csv.xz``."""
+    packed = Path(folder) / f"predictions.csv{PACKED}"
     plain = packed.with_suffix("")
     return packed if packed.is_file() and not plain.is_file() else plain
 
 
 def condense(table: pd.DataFrame, path: str | os.PathLike) -> Path:
-    """Writes the test rows of a table as ``.csv.gz``, probabilities to eight digits: a large table in the form that a repository can
-    hold. The same table gives the same bytes. Validation rows, and with them thresholds, are left out."""
+    """Writes the test rows of a table as ``.csv.xz``, an image's rows together and probabilities to eight digits (of two classes the
+    positive one's): a large table in the form that a repository can hold. The same table gives the same bytes. Validation rows,
+    and with them thresholds, are left out."""
     path, rows = Path(path), check(table[table["split"] == "test"])
+    rows = rows.iloc[np.argsort(pd.factorize(rows["image_id"])[0], kind="stable")]
+    names = classes(rows)
+    rows = rows.drop(columns=f"p_{names[0]}") if len(names) == 2 else rows
     aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-        packed.write(rows.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode())
+    aside.write_bytes(lzma.compress(rows.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()))
     os.replace(aside, path)
     return path
 
@@ -174,13 +178,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise MstlError(f"There is no predictions table {path}: check the path, or run the stage that writes it.")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        with (lzma.open if path.suffix == PACKED else open)(path, "rt", encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count) if header.strip() else ","
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except UnicodeDecodeError:
         raise MstlError(f"{path} is not a text file in UTF-8: save it as CSV (UTF-8).") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, gzip.BadGzipFile, EOFError) as problem:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, lzma.LZMAError, EOFError) as problem:
         raise MstlError(f"{path} is not a CSV table ({' '.join(str(problem).split())}): "
                         "save it as CSV with one header row.") from None
     if separator == ";":

@@ -28,10 +28,10 @@ def keep(study: planning.Study, place: Path) -> list[str]:
             continue
         to.mkdir(parents=True, exist_ok=True)
         for file in [*sorted(source.glob("*.csv")), source / "metrics.json", source / RECORD]:
-            (to / f"{file.name}.gz").unlink(missing_ok=True)
+            (to / f"{file.name}.xz").unlink(missing_ok=True)
             if file.name == "predictions.csv" and file.stat().st_size > LARGE:
                 (to / file.name).unlink(missing_ok=True)
-                predictions.condense(predictions.read(file), to / f"{file.name}.gz")
+                predictions.condense(predictions.read(file), to / f"{file.name}.xz")
             elif file.is_file():
                 shutil.copyfile(file, aside := to / f".{file.name}.part")
                 os.replace(aside, to / file.name)

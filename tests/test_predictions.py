@@ -253,11 +253,13 @@ def test_a_file_that_is_no_table_is_refused_in_one_sentence(tmp_path):
 
 def test_a_large_table_is_packed_without_its_validation_rows_and_reads_back(tmp_path):
     whole = pd.concat([table(split="test"), table(split="val").assign(image_id=lambda t: "v" + t["image_id"], group=lambda t: "v" + t["group"])])
-    packed = predictions.condense(whole, tmp_path / "predictions.csv.gz")
+    packed = predictions.condense(whole, tmp_path / "predictions.csv.xz")
     first = packed.read_bytes()
     assert predictions.condense(whole, packed).read_bytes() == first
     back, given = predictions.read(tmp_path), predictions.check(whole[whole["split"] == "test"])
-    assert (back["split"] == "test").all() and np.allclose(back["p_malignant"], given["p_malignant"], atol=1e-8)
+    back, given = (t.set_index(["model", "image_id"]).sort_index() for t in (back, given))
+    assert (back["split"] == "test").all() and back.index.equals(given.index)
+    assert np.allclose(back[["p_benign", "p_malignant"]], given[["p_benign", "p_malignant"]], atol=1e-8)
     predictions.write(whole, tmp_path / "predictions.csv")
     assert len(predictions.read(tmp_path)) == len(whole), "the plain table comes first"
     packed.write_bytes(first[:200])

@@ -550,7 +550,7 @@ def test_what_is_kept_of_a_study_is_tables_and_records_of_its_finished_runs(plac
     assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv", "run.json"] and not (to / runs[1].path).exists()
     monkeypatch.setattr(reference, "LARGE", 100)
     reference.keep(study, to)
-    assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv.gz", "run.json"]
+    assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv.xz", "run.json"]
     from mstl import predictions
 
     assert set(predictions.read(to / runs[0].path)["split"]) == {"test"}
