@@ -146,11 +146,12 @@ def _counts(part: pd.DataFrame, margin: float) -> str:
 
 def numbers(rows: pd.DataFrame, against: str) -> dict[str, float]:
     """Every difference under a name that prose can call: ``diff_<target>_<a>`` (and ``_vs_<b>`` where ``against`` is empty), with
-    ``_low`` and ``_high``; fine-tuning ends in ``_tuned``. Plain runs of the first backbone."""
+    ``_low`` and ``_high``; fine-tuning ends in ``_tuned``, a probe with renewed statistics in ``_adapted``. Plain runs of the first backbone."""
     out: dict[str, float] = {}
-    rows = rows[rows["variant"].isin(["", "probe"])]
+    endings = {"": "_tuned", "probe": "", "probe_adapted": "_adapted"}
+    rows = rows[rows["variant"].isin(endings)]
     for row in rows[rows["backbone"] == (rows["backbone"].iloc[0] if len(rows) else "")].itertuples():
-        stem = f"diff_{row.target}_{row.a}" + ("" if against else f"_vs_{row.b}") + ("_tuned" if way(row.variant) == "fine-tuning" else "")
+        stem = f"diff_{row.target}_{row.a}" + ("" if against else f"_vs_{row.b}") + endings[row.variant]
         if row.low is not None and pd.notna(row.low):
             out |= {stem: float(row.estimate), f"{stem}_low": float(row.low), f"{stem}_high": float(row.high)}
     return out

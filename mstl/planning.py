@@ -65,9 +65,15 @@ def plan(study: Study) -> list[PlannedRun]:
     runs += targets
     for lineage in [lineage for lineage in study.lineages if lineage.arms is None] if study.probe.targets else []:
         before = [run for run in runs if run.stage in ("10_source", "20_bridge") and run.parameters["lineage"] == lineage.name]
+        adapted = study.probe.adapted.get(lineage.name)
         for name in study.probe.targets:
-            runs.append(_run("35_probe", common | _probe(study, lineage, name, before), needs=[run.path for run in before],
-                             outputs=["predictions.csv", "transferability.csv", "metrics.json"]))
+            given = common | _probe(study, lineage, name, before)
+            runs.append(_run("35_probe", given, needs=given["parents"], outputs=["predictions.csv", "transferability.csv", "metrics.json"]))
+            if adapted is not None:
+                few = [run for run in before if run.stage == "10_source" or run.parameters["bridge"] in adapted]
+                given = common | _probe(study, lineage, name, few) | {"sizes": [], "statistics": "target"}
+                runs.append(_run("35_probe", given, name=f"{slug('35_probe', given)}-adapted", needs=given["parents"],
+                                 outputs=["predictions.csv", "metrics.json"]))
     main = [run.path for run in targets if _compared(study, run, targets)]
     runs.append(_run("60_comparison", _comparison(study) | {"predictions": main}, needs=main, outputs=["metrics.json"]))
     for entry in study.analyses:  # one may read those before it
@@ -125,6 +131,7 @@ def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
 def _bridges(study: Study, lineage: Lineage, target: str = "") -> list[Bridge]:
     """The bridges that a lineage has, and that a target, where one is named, is fine-tuned from."""
     return [bridge for bridge in study.bridges if (bridge.lineages is None or lineage.name in bridge.lineages)
+            and (lineage.bridges is None or bridge.name in lineage.bridges)
             and (not target or bridge.targets is None or target in bridge.targets)]
 
 
@@ -146,7 +153,7 @@ def _target(
     study: Study, lineage: Lineage, name: str, variant: str, target: Target, arm: str, bridge: Bridge | None,
 ) -> dict[str, Any]:
     recipe = target.recipe.over(study.recipe).model_dump(exclude_none=True, exclude=TUNED)
-    tuning = target.tuning or study.tuning
+    tuning = lineage.tuning or target.tuning or study.tuning
     if target.augmentation is not None:
         recipe |= {"augmentation": target.augmentation}
     parent = {"scratch": "", "ctl": f"10_source/{slug('10_source', {'lineage': lineage.name})}"}.get(arm)

@@ -286,7 +286,7 @@ def _nothing(text: str) -> Figure:
 def share_curves(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | None = None, note: str = "") -> Figure:
     """The effect of a bridge against the share of it that was used: one row of panels a target and way, one column a kind of
     share, one line for equal steps and one for equal epochs, bands for the intervals (columns as of ``ablation.along``)."""
-    table = table.assign(row=[titles.get(t, t) + (" (probe)" if v == "probe" else " (fine-tuned)") for t, v in zip(table["target"], table["variant"], strict=True)])
+    table = table.assign(row=[titles.get(t, t) + (" (probe)" if v.startswith("probe") else " (fine-tuned)") for t, v in zip(table["target"], table["variant"], strict=True)])
     rows, kinds = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["kind"]))
     figure, axes = plt.subplots(len(rows), len(kinds), figsize=(7.4, 2.1 * len(rows) + 0.6), sharex=True, sharey="row", squeeze=False)
     looks = {"equal epochs": ("#d55e00", "o", "-"), "equal steps": ("#0072b2", "D", "--")}
@@ -331,7 +331,7 @@ def pair_forest(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float
     if table.empty:
         return _nothing("No pair of this comparison was run.")
     names = [f"{a} − {b}" if against else f"{a} − ctl" for a, b in zip(table["a"], table["b"], strict=True)]
-    used = table["variant"].map(lambda v: " (probe)" if v == "probe" else " (fine-tuned)")
+    used = table["variant"].map(lambda v: " (probe)" if v.startswith("probe") else " (fine-tuned)")
     shown = table.assign(label=names, model=[titles.get(t, t) + w for t, w in zip(table["target"], used, strict=True)])
     several = shown["model"].nunique() > 1
     order = {name: i for i, name in enumerate(dict.fromkeys(shown["label"]))}

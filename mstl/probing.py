@@ -75,12 +75,16 @@ def networks(places: Sequence[Path], seeds: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(folder: str | Path, data: ImageSet, *, rows: np.ndarray | None = None, cache: Path | None = None) -> Seen:
+def describe(
+    folder: str | Path, data: ImageSet, *, rows: np.ndarray | None = None, renew: np.ndarray | None = None, cache: Path | None = None,
+) -> Seen:
     """Features and head probabilities of the images ``rows`` of ``data`` (default all) from the checkpoint in ``folder``.
 
-    The arrays have a row for every image of ``data``; those of other images are not a number. The network is not changed.
+    The arrays have a row for every image of ``data``; those of other images are not a number. The checkpoint is not changed.
+    ``renew``: rows on which the statistics of batch normalisation are estimated anew first (:func:`mstl.training.renew_statistics`).
     ``cache``: a folder where the arrays are kept, named by everything that decides them.
-    Raises MstlError for a folder without a checkpoint and for images of another size than the network's.
+    Raises MstlError for a folder without a checkpoint, for images of another size than the network's, and for ``renew`` with a
+    network that has no batch normalisation.
     """
     from mstl import checkpoints, training
 
@@ -99,11 +103,15 @@ def describe(folder: str | Path, data: ImageSet, *, rows: np.ndarray | None = No
     kept = None
     if cache is not None:
         decides = (record.sha256, data.hash, hashlib.sha256(rows.tobytes()).hexdigest(), training.code_fingerprint())
+        if renew is not None:
+            decides += (hashlib.sha256(np.sort(renew).astype(np.int64).tobytes()).hexdigest(),)
         kept = cache / f"features-{hashlib.sha256(chr(0).join(decides).encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
             with np.load(kept, allow_pickle=False) as arrays:
                 return Seen(whole(arrays["features"]), whole(arrays["probabilities"]) if trained else None, record.sha256)
     model = fitting(checkpoints.load(folder), data)
+    if renew is not None:
+        training.renew_statistics(model, data, renew)
     features = training.extract_features(model, data, rows)
     probabilities = training.predict(model, data, rows) if trained else np.zeros((len(rows), 0))
     if kept is not None:

@@ -36,8 +36,10 @@ STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge s
           "54_when_does_a_bridge_help": "When does a bridge help?", "60_comparison": "Comparison", "61_operating_points": "Operating points",
           "70_detection": "Detection", "71_bone_tumours": "Bone tumours", "72_robustness": "Robustness", "73_backbones": "The classic backbones",
           "74_two_views": "Two views"}
-#: Analyses that the book shows once more, of another chapter's predictions: (stage, name).
-NAMED = {("60_comparison", "detection"): "Comparison of the detectors", ("61_operating_points", "detection"): "Operating points of the detectors"}
+#: Analyses that the book shows once more, of another lineage's or chapter's predictions: (stage, name).
+NAMED = {("60_comparison", "vit"): "Comparison of the vision transformers",
+         ("60_comparison", "detection"): "Comparison of the detectors",
+         ("61_operating_points", "detection"): "Operating points of the detectors"}
 #: Analyses that the book shows twice: of the study's own runs, and of the committed tables of the reference study.
 RECOMPUTED = ("40_transferability", "50_ablation_half_cells", "51_ablation_bridge", "52_ablation_radimagenet", "54_when_does_a_bridge_help",
               "61_operating_points", "70_detection", "71_bone_tumours", "72_robustness", "73_backbones", "74_two_views")

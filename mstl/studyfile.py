@@ -84,13 +84,15 @@ class DataKeys(_Keys):
 class Lineage(_Keys):
     """A backbone and where its weights come from. ``source``: imagenet, none, a data set to train on, or a weights file.
 
-    A lineage with ``arms`` of its own is an ablation of the source: it is left out of the comparison of the arms and of the
-    probes, and read by the notebooks of ``analyses``.
+    A lineage with ``arms`` of its own is a study within the study, of another source or backbone: it is left out of the
+    comparison of the arms and of the probes, and read by the notebooks of ``analyses``.
     """
 
     name: Name
-    arms: list[Literal["ctl", "mstl"]] | None = None  # default: the study's, and the lineage is compared
+    arms: Annotated[list[Arm], Field(min_length=1)] | None = None  # default: the study's, and the lineage is compared
     targets: list[Name] | None = None  # targets that are fine-tuned from it; default: all
+    bridges: list[Name] | None = None  # bridges that are trained from it; default: all that do not name other lineages
+    tuning: Tuning | None = None  # of its target networks; default: the target's
     backbone: str
     source: str = "imagenet"
     source_options: dict[str, Any] = {}
@@ -193,6 +195,7 @@ class Probe(_Keys):
     targets: list[Name] = []
     sizes: list[Positive] = []  # training images: the probe is trained on so many as well
     sized: list[Name] = []  # … of these bridges, and of the source; empty: all
+    adapted: dict[Name, list[Name]] = {}  # {lineage: bridges}: probed once more, with the target's own batch-norm statistics
     n_max: Positive = 2000  # images that the measures are computed on at most
 
 
@@ -314,10 +317,15 @@ def _consistent(study: Study, path: Path) -> Study:
     arms = {arm for target in study.targets.values() for arm in target.arms or study.arms}
     if "mstl" in arms and not study.bridges:
         raise MstlError(f"{path}: the arm mstl needs a bridge, but bridges is empty: name one, or leave mstl out of arms.")
-    for name in study.probe.sized:
-        if name not in [bridge.name for bridge in study.bridges]:
-            raise MstlError(f"{path}: probe.sized names the bridge '{name}', which bridges does not have: "
-                            f"{templates.suggestion(name, [bridge.name for bridge in study.bridges])}")
+    bridges, lineages = [bridge.name for bridge in study.bridges], [lineage.name for lineage in study.lineages]
+    asked = {"probe.sized": (study.probe.sized, "bridge", bridges), "probe.adapted": (list(study.probe.adapted), "lineage", lineages)} | {
+        f"probe.adapted.{name}": (own, "bridge", bridges) for name, own in study.probe.adapted.items()} | {
+        f"lineages.{lineage.name}.bridges": (lineage.bridges or [], "bridge", bridges) for lineage in study.lineages} | {
+        f"bridges.{bridge.name}.lineages": (bridge.lineages or [], "lineage", lineages) for bridge in study.bridges}
+    for key, (names, kind, known) in asked.items():
+        for name in names:
+            if name not in known:
+                raise MstlError(f"{path}: {key} names the {kind} '{name}', which {kind}s does not have: {templates.suggestion(name, known)}")
     named = {"comparison.family": study.comparison.family, "probe.targets": study.probe.targets} | {
         f"bridges.{bridge.name}.targets": bridge.targets or [] for bridge in study.bridges} | {
         f"lineages.{lineage.name}.targets": lineage.targets or [] for lineage in study.lineages}
@@ -327,10 +335,6 @@ def _consistent(study: Study, path: Path) -> Study:
                 raise MstlError(f"{path}: {key} names the target '{name}', which targets does not have: "
                                 f"{templates.suggestion(name, study.targets)}")
     for bridge in study.bridges:
-        for name in bridge.lineages or []:
-            if name not in [lineage.name for lineage in study.lineages]:
-                raise MstlError(f"{path}: bridges.{bridge.name}.lineages names '{name}', which lineages does not have: "
-                                f"{templates.suggestion(name, [lineage.name for lineage in study.lineages])}")
         if bool(bridge.merge) != bool(bridge.merge_to):
             raise MstlError(f"{path}: bridges.{bridge.name} needs both merge (tissue or random) and merge_to (a number of classes), or neither.")
     for entry in study.analyses:

@@ -260,6 +260,33 @@ def adapt_statistics(model: nn.Module, data: ImageSet, train: np.ndarray, recipe
     return step
 
 
+def renew_statistics(model: nn.Module, data: ImageSet, rows: np.ndarray, *, batch_size: int = 64) -> None:
+    """Replace the running means and variances of batch normalisation by those of the images ``rows``, as they are, and change no
+    weight: the mean over batches of near-equal size, in an order that does not depend on the rows' own.
+
+    Every layer sees what the layers before it make of the batch (AdaBN, Li et al. 2016, arXiv:1603.04779; as precise batch
+    norm in Wu & Johnson 2021, arXiv:2105.07576). Raises MstlError for a model without batch normalisation and for fewer than two rows.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
+    if not layers:
+        raise MstlError(f"{model.spec.backbone} has no batch normalisation, so it has no statistics to renew: leave this control out for it.")
+    if len(rows) < 2:
+        raise MstlError(f"Statistics of batch normalisation need two images at least, but there is {len(rows)}: take more training images.")
+    device, momenta = next(model.parameters()).device, [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+        layer.train()
+    mixed = np.random.default_rng(0).permutation(np.sort(rows))
+    with torch.no_grad():
+        for part in np.array_split(mixed, -(-len(mixed) // batch_size)):
+            model(_batch(model, data, part, device, None))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()
+
+
 def predict(model: nn.Module, data: ImageSet, index: np.ndarray | None = None, *, batch_size: int = 256) -> np.ndarray:
     """Class probabilities of the rows ``index`` of ``data`` (default all): float64 (n, C), rows add up to 1."""
     logits = _forward(model, data, _rows(data, index, model.spec), batch_size, model)

@@ -70,6 +70,41 @@ def test_the_statistics_control_changes_no_weight_and_refuses_a_network_without_
         training.adapt_statistics(backbones.create("test_vit", 2, image_size=32, channels=1), images, np.arange(8), training.Recipe(steps=1))
 
 
+def test_renewed_statistics_are_those_of_the_images_and_forget_where_the_network_came_from(images, tmp_path):
+    import torch
+
+    model = backbones.create("tf_efficientnet_lite0", 2, image_size=32, channels=1, seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen = []
+    handle = first.register_forward_pre_hook(lambda module, given: seen.append(given[0].double()))
+    training.renew_statistics(model, images, np.arange(30)[::-1], batch_size=8)
+    handle.remove()
+    after = model.state_dict()
+    assert all("running" in k or "num_batches" in k for k in before if not before[k].equal(after[k])) and not model.training
+    assert [len(x) for x in seen] == [8, 8, 7, 7] and all(m.momentum is not None for m in model.modules() if hasattr(m, "momentum"))
+    assert np.allclose(first.running_mean, sum(x.mean((0, 2, 3)) for x in seen) / 4, atol=1e-5)
+    assert np.allclose(first.running_var, sum(x.var((0, 2, 3)) for x in seen) / 4, rtol=1e-4)
+    other = backbones.create("tf_efficientnet_lite0", 2, image_size=32, channels=1, seed=0)
+    training.adapt_statistics(other, images, np.arange(50, 80), training.Recipe(steps=3, batch_size=8))
+    training.renew_statistics(other, images, np.arange(30), batch_size=8)
+    assert all(after[k].equal(v) for k, v in other.state_dict().items()), "neither other images seen before nor the order of the rows matter"
+    with pytest.raises(MstlError, match="no batch normalisation"):
+        training.renew_statistics(backbones.create("test_vit", 2, image_size=32, channels=1), images, np.arange(8))
+    with pytest.raises(MstlError, match="two images at least"):
+        training.renew_statistics(model, images, np.arange(1))
+
+
+def test_features_after_renewing_are_kept_apart_from_the_others(images, tmp_path):
+    checkpoints.save(tmp_path / "c", backbones.create("test_efficientnet", 3, image_size=32, seed=1), lineage=[{"stage": "source", "data": "none"}])
+    kept = probing.describe(tmp_path / "c", images, cache=tmp_path)
+    renewed = [probing.describe(tmp_path / "c", images, renew=rows, cache=tmp_path) for rows in (np.arange(40), np.arange(40)[::-1], np.arange(40, 80))]
+    assert len(list(tmp_path.glob("features-*.npz"))) == 3
+    np.testing.assert_array_equal(renewed[0].features, renewed[1].features)
+    assert not np.allclose(renewed[0].features, kept.features) and not np.allclose(renewed[0].features, renewed[2].features)
+    np.testing.assert_array_equal(probing.describe(tmp_path / "c", images, cache=tmp_path).features, kept.features)
+
+
 # ------------------------------------------------------------------------------------------------------- measures and probes
 
 

@@ -459,6 +459,32 @@ def test_ablations_have_runs_of_their_own_and_stay_out_of_the_comparison_of_the_
     assert runs["10_source/radiology"].parameters["n_train"] == 80 and "35_probe/ultrasound-radiology" not in runs
 
 
+def test_a_lineage_may_have_its_own_arms_bridges_and_tuning(tmp_path):
+    own = ("""    arms: [ctl]         # [those of the study, and the lineage is compared]
+    targets: [ultrasound]             # targets that are fine-tuned from it [all]
+    bridges: []                       # bridges that are trained from it, for its arm mstl [all]
+    tuning: {lrs: [1e-3], steps: [6, 12], scratch_extra_steps: [24]}""", """    arms: [scratch, ctl, mstl]
+    targets: [ultrasound]
+    bridges: [images_1_2]
+    tuning: {lrs: [2.0e-4], steps: [5], scratch_extra_steps: [7]}""")
+    runs = {run.path: run for run in planning.plan(planning.read_study(smoke_with(tmp_path, *own)))}
+    mine = {path: run.parameters for path, run in runs.items() if "radiology" in path and path.startswith(("20", "30"))}
+    assert "20_bridge/radiology-images_1_2" in mine and "20_bridge/radiology-cells" not in mine
+    targets = [p for path, p in mine.items() if path.startswith("30")]
+    assert {p["arm"] for p in targets} == {"scratch", "ctl"} and all((p["lrs"], p["steps"]) == ([2.0e-4], [5]) for p in targets)
+    assert [p["extra_steps"] for p in targets if p["arm"] == "scratch"] == [[7]]
+    assert runs["30_target/ultrasound-ctl-vit"].parameters["steps"] != [5]
+    assert not [path for path in runs["60_comparison/all"].parameters["predictions"] if "radiology" in path]
+
+
+def test_a_probe_with_renewed_statistics_is_a_run_of_its_own_that_ranks_nothing(tmp_path):
+    found = smoke_with(tmp_path, "adapted: {} ", "adapted: {vit: [cells]} ")
+    runs = {run.path: run for run in planning.plan(planning.read_study(found))}
+    own, plain = runs["35_probe/ultrasound-vit-adapted"], runs["35_probe/ultrasound-vit"]
+    assert own.parameters["statistics"] == "target" and own.parameters["sizes"] == [] and plain.parameters.get("statistics", "kept") == "kept"
+    assert own.needs == ["10_source/vit", "20_bridge/vit-cells"] and "transferability.csv" not in own.outputs
+
+
 def test_an_analysis_is_given_what_it_declares_of_the_runs_it_reads():
     runs = {run.path: run for run in planning.plan(planning.read_study("smoke"))}
     found = runs["40_transferability/all"].parameters
@@ -473,7 +499,9 @@ def test_an_analysis_is_given_what_it_declares_of_the_runs_it_reads():
     ("reads: [\"35_probe/*\", \"30_target/*-vit*\"]", "reads: [\"36_probe/*\"]", "reads 36_probe/\\*, which no run"),
     ("notebook: 50_ablation_half_cells", "notebook: 50_ablation_half", "'50_ablation_half'.*did you mean"),
     ("merge_to: 2  ", "merge_to: 0  ", "random_2 needs both merge"),
-    ("lineages: [vit]     #", "lineages: [vid]     #", "lineages names 'vid'.*did you mean 'vit'"),
+    ("lineages: [vit]     #", "lineages: [vid]     #", "lineages names the lineage 'vid'.*did you mean 'vit'"),
+    ("adapted: {} ", "adapted: {vit: [cell]} ", "probe.adapted.vit names the bridge 'cell'.*did you mean 'cells'"),
+    ("bridges: []  ", "bridges: [endoscop]  ", "lineages.radiology.bridges names the bridge 'endoscop'"),
     ("  targets: [ultrasound, chest]\n", "  targets: [ultrasond]\n", "probe.targets names the target 'ultrasond'"),
     ("images: 0.5  ", "images: 1.5  ", "bridges.1.images must be less than or equal to 1"),
 ])
@@ -495,7 +523,9 @@ def test_analyses_of_the_reference_study_are_planned_once_all_their_tables_are_t
             (committed / path / name).write_text("")
     runs = {run.path: run for run in planning.plan(planning.read_study("smoke"))}
     run = runs["50_ablation_half_cells/reference"]
-    assert wanted.reads == ["35_probe/*"] and not run.needs and len(run.files) == 2 * len(probes)
+    own = [path for path in probes if path.endswith("-lite0")]
+    assert wanted.reads == ["35_probe/*-lite0"] and not run.needs and len(run.files) == 2 * len(own)
+    assert own[0] == probes[0] and len(own) < len(probes)
     assert run.parameters["study"] == "smoke" and run.parameters["simulated"] is False and "40_transferability/reference" not in runs
     (committed / probes[0] / "predictions.csv").unlink()
     assert "50_ablation_half_cells/reference" not in {run.path for run in planning.plan(planning.read_study("smoke"))}
