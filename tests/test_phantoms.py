@@ -226,7 +226,7 @@ def test_knees_have_three_centers_and_the_subtypes_of_their_classes():
     data = drawn("knee")
     assert set(data.centers) == {"A", "B", "C"} and (data.boxes["image"].value_counts() == 1).mean() > 0.95
     kinds = data.extra["subtype"].groupby(data.labels).agg(set)
-    assert kinds[0] == {"normal"} and kinds[1] == {"cyst", "fibroma"} and kinds[2] == {"lytic", "sclerotic", "mixed"}
+    assert kinds[0] == {"normal"} and kinds[1] == {"cyst", "fibroma", "enchondroma"} and kinds[2] == {"lytic", "sclerotic", "mixed"}
     with pytest.raises(MstlError, match="n = 8 is too small for 3 classes in three centers; ask for at least 9 images"):
         phantoms.make("knee", n=8, size=32)
 

@@ -147,34 +147,40 @@ def _flesh(knee: dict, fields: dict, gx: np.ndarray, gy: np.ndarray) -> np.ndarr
 
 
 def _tumour(rng: np.random.Generator, knee: dict, label: int, hard: float) -> dict:
-    """Where and what a tumour is. Benign (1): a cyst or a fibroma, sharp, with a sclerotic rim. Malignant (2): lytic, sclerotic or mixed, ill-defined,
-    through the wall, with periosteal new bone and a mass beside it. The signs overlap the more, the greater the difficulty.
+    """Where and what a tumour is.
+
+    Every tumour has an aggressiveness from 0 to 1, high for the malignant (2) and low for the benign (1) with an overlap that grows with
+    the difficulty, and every sign follows it loosely, each in its own way: with it the edge blurs, the sclerotic rim goes, the wall is
+    breached, bone is eaten in moth holes, and the periosteum answers beside a mass of soft tissue.
     """
     bone = "femur" if rng.random() < 0.6 else "tibia"
     away = rng.uniform(0.11, 0.27)
     malignant = label == 2
-    kind = str(rng.choice(["lytic", "sclerotic", "mixed"], p=[0.45, 0.2, 0.35]) if malignant else rng.choice(["cyst", "fibroma"]))
-    radius = rng.uniform(0.05, 0.085) if malignant else rng.uniform(0.04, 0.075)
+    aggressive = float(np.clip(rng.normal(0.5 + (0.5 if malignant else -0.5) * _between(0.72, 0.08, hard), 0.16), 0, 1))
+
+    def sign(spread: float = 0.2) -> float:
+        return float(np.clip(aggressive + rng.normal(0, spread), 0, 1))
+
+    kind = str(rng.choice(["lytic", "sclerotic", "mixed"], p=[0.45, 0.2, 0.35]) if malignant else rng.choice(["cyst", "fibroma", "enchondroma"], p=[0.4, 0.35, 0.25]))
+    radius = rng.uniform(0.04, 0.07) + 0.025 * sign()
     radius *= _between(1.25, 0.9, hard)
     side = int(rng.choice([-1, 1]))
     width = float(_width(knee, bone, np.float64(away)))
-    offset = side * width * (rng.uniform(0.5, 0.85) if kind != "cyst" else rng.uniform(0.0, 0.35))
-    long = rng.uniform(1.0, 1.35) if malignant else rng.uniform(1.1, 1.8)
+    offset = side * width * (rng.uniform(0.5, 0.85) if kind not in ("cyst", "enchondroma") else rng.uniform(0.0, 0.45))
+    long = rng.uniform(1.0, 1.6)
     rx = min(radius / math.sqrt(long), 0.95 * width) if kind == "cyst" else radius / math.sqrt(long)
-    sign = -1 if bone == "femur" else 1
-    strength = rng.uniform(0.75, 1.0) * _between(1.0, 0.6, hard)
-    aggressive = _between(1.0, 0.55, hard)
+    down = -1 if bone == "femur" else 1
+    ragged = sign()
+    periosteal, beside = sign(), sign()
     return dict(
-        kind=kind, malignant=malignant, bone=bone, side=side, away=away, strength=strength,
-        x=float(_axis(knee, bone, away)) + offset, y=knee["joint"] + sign * (away + knee["gap"] / 2), rx=rx, ry=radius * math.sqrt(long),
-        tilt=rng.normal(0, 0.2), outline=_outline(rng, rng.uniform(0.1, 0.2) if malignant else rng.uniform(0.03, 0.1), 9 if malignant else 4),
-        edge=rng.uniform(0.16, 0.3) * _between(1.0, 0.7, hard) if malignant else rng.uniform(0.03, 0.06) * _between(1.0, 2.2, hard),
-        rim=0.0 if malignant else rng.uniform(0.28, 0.45) * _between(1.1, 0.5, hard), septa=0.25 * (kind == "fibroma"),
-        breach=aggressive * rng.uniform(0.6, 1.0) if malignant else rng.uniform(0.1, 0.3),
-        periosteal=aggressive * rng.uniform(0.5, 1.0) * (rng.random() < 0.85) if malignant else 0.0,
-        sunburst=bool(rng.random() < 0.45), spacing=rng.uniform(0.012, 0.017), spikes=rng.uniform(45, 70),
-        mass=aggressive * rng.uniform(0.5, 1.0) if malignant else 0.0, bulge=rng.uniform(1.3, 1.8),
-        laid={"sclerotic": 0.75, "mixed": 0.4}.get(kind, 0.0) * rng.uniform(0.8, 1.1),
+        kind=kind, bone=bone, side=side, away=away, strength=rng.uniform(0.75, 1.0) * _between(1.0, 0.6, hard),
+        x=float(_axis(knee, bone, away)) + offset, y=knee["joint"] + down * (away + knee["gap"] / 2), rx=rx, ry=radius * math.sqrt(long),
+        tilt=rng.normal(0, 0.2), outline=_outline(rng, 0.03 + 0.15 * ragged, 9 if ragged > 0.5 else 4),
+        edge=0.03 + 0.24 * sign() ** 1.5, rim=max(0.0, 0.45 * (1 - 1.5 * sign())) * _between(1.1, 0.6, hard), septa=0.25 * (kind == "fibroma"),
+        breach=sign(), eaten=sign(), periosteal=max(0.0, 2 * periosteal - 0.8) * (rng.random() < 0.85),
+        sunburst=bool(rng.random() < 0.15 + 0.4 * aggressive), spacing=rng.uniform(0.012, 0.017), spikes=rng.uniform(45, 70),
+        mass=max(0.0, 2 * beside - 0.8), bulge=rng.uniform(1.3, 1.8),
+        laid={"sclerotic": 0.75, "mixed": 0.4, "enchondroma": 0.35}.get(kind, 0.0) * rng.uniform(0.8, 1.1),
     )  # fmt: skip
 
 
@@ -185,13 +191,11 @@ def _insert(tumour: dict, fields: dict, parts: dict, gx: np.ndarray, gy: np.ndar
     ratio = _polar_at(gx, gy, *(tumour[key] for key in ("x", "y", "rx", "ry", "tilt", "outline"))).ratio
     body = _soft((1 - ratio) / (0.4 * tumour["edge"]))
     cortex, spongy, soft = parts["cortex"], parts["spongy"], parts["soft"]
-    if not tumour["malignant"]:
-        rim = tumour["rim"] * np.exp(-(((ratio - 1) / 0.1) ** 2)) * inside
-        septa = tumour["septa"] * body * _ridges(fields["cloud"], 0.25) * inside
-        kept = 1 - 0.9 * tumour["strength"] * body
-        return cortex * (1 - tumour["breach"] * body) + rim + septa, spongy * kept, soft, _largest((body > 0.5) & inside)
-    moth, cloud = fields["moth"], _soft(2 * fields["cloud"])
-    eaten = np.minimum(body * (0.45 + 0.55 * _soft(3 * moth + 1)) + 0.8 * _soft((1.4 - ratio) / 0.1) * _soft(5 * (moth - 1)), 1)
+    rim = tumour["rim"] * np.exp(-(((ratio - 1) / 0.1) ** 2)) * inside
+    septa = tumour["septa"] * body * _ridges(fields["cloud"], 0.25) * inside
+    moth, cloud, holes = fields["moth"], _soft(2 * fields["cloud"]), 0.55 * tumour["eaten"]
+    beyond = tumour["eaten"] * _soft((1.4 - ratio) / 0.1) * _soft(5 * (moth - 1))  # holes outside of the edge
+    eaten = np.minimum(body * (1 - holes + holes * _soft(3 * moth + 1)) + 0.8 * beyond, 1)
     eaten = eaten * (1 - 0.8 * tumour["laid"])
     outside = tumour["side"] * u - width  # how far beyond the wall, on the tumour's side
     along = np.exp(-(((gy - tumour["y"]) / (1.25 * tumour["ry"])) ** 4))
@@ -203,7 +207,8 @@ def _insert(tumour: dict, fields: dict, parts: dict, gx: np.ndarray, gy: np.ndar
     mass = 1 - (outside / (tumour["bulge"] * tumour["rx"])) ** 2 - ((gy - tumour["y"]) / (1.15 * tumour["ry"])) ** 2
     mass = np.sqrt(np.clip(mass, 0, 1)) * _soft(outside / 0.003)
     laid = tumour["laid"] * cloud
-    cortex = cortex * (1 - tumour["breach"] * eaten) + 0.3 * tumour["periosteal"] * raised * along + 0.4 * laid * body * inside + 0.2 * laid * mass
+    cortex = cortex * (1 - tumour["breach"] * eaten) + 0.3 * tumour["periosteal"] * raised * along + 0.4 * laid * body * inside
+    cortex = cortex + rim + septa + 0.2 * laid * tumour["mass"] * mass
     soft = soft + 0.11 * tumour["mass"] * mass
     seen = ((body > 0.5) & inside) | (mass * tumour["mass"] > 0.3)
     return cortex, spongy * (1 - tumour["strength"] * eaten), soft, _largest(seen)
