@@ -17,6 +17,7 @@ from mstl import comparison, predictions
 from mstl.comparison import BLOCK
 from mstl.errors import MstlError
 
+_SHORT = {"a difference is not shown": "not shown", "no interval exists": "without an interval"}
 _COUNTS = ["n_images", "n_groups", "n_chains", "n_folds"]
 
 
@@ -98,9 +99,9 @@ def tidy(rows: pd.DataFrame, *, margin: float = 0.02) -> pd.DataFrame:
     out = rows[["target", "backbone", "a", "b"]].copy()
     out["used by"] = rows["variant"].map(way)
     out["difference (interval)"] = comparison.intervals(rows, sign="+")
-    out["reading"] = [verdict(r, margin) for r in rows.itertuples()]
+    out["reading"] = [_SHORT.get(said := verdict(r, margin), said) for r in rows.itertuples()]
     out["images"], out["chains"] = rows["n_images"], rows["n_chains"]
-    keep = ["target", *(["backbone"] if rows["backbone"].nunique() > 1 else []), "used by", "a", "b"]
+    keep = ["target", *(c for c in ("backbone", "used by") if out[c].nunique() > 1), "a", "b"]
     return out.set_index(keep)[["difference (interval)", "reading", "images", "chains"]]
 
 
@@ -138,9 +139,8 @@ def tally(rows: pd.DataFrame, *, margin: float = 0.02, smallest: str = "") -> st
 
 def _counts(part: pd.DataFrame, margin: float) -> str:
     said = [verdict(r, margin) for r in part.itertuples()]
-    shown = {"a difference is not shown": "not shown", "no interval exists": "without an interval"}
-    order = ["higher", "lower", f"equivalent within ± {margin:g}", *shown]
-    counts = [f"{said.count(word)} {shown.get(word, word)}" for word in order if said.count(word)]
+    order = ["higher", "lower", f"equivalent within ± {margin:g}", *_SHORT]
+    counts = [f"{said.count(word)} {_SHORT.get(word, word)}" for word in order if said.count(word)]
     return f"of {len(said)} differences in AUC, {', '.join(counts)}"
 
 
