@@ -275,6 +275,8 @@ def _compare(given: argparse.Namespace, _: list[str]) -> int:
 
 
 def _data_list(given: argparse.Namespace, _: list[str]) -> int:
+    from mstl import paths
+    from mstl.datasets import archives
     from mstl.datasets.catalog import catalog
 
     cards = catalog()
@@ -282,6 +284,10 @@ def _data_list(given: argparse.Namespace, _: list[str]) -> int:
     for name, card in cards.items():
         kind = f"{card.role}, {card.modality}" + (", simulated" if card.simulated else "")
         print(f"{name:<{width}}  {card.title}\n{'':<{width}}  {kind} · {', '.join(card.classes[:4])} · {card.licence}")
+        if not card.simulated:
+            found = archives.find(card, paths.archive_folders())
+            absent = "downloaded when it is first used" if card.reader == "npz" else f"not here: fetch it as {card.archive} into data/raw/"
+            print(f"{'':<{width}}  {card.url} · {f'here: {found}' if found else absent}")
     return 0
 
 

@@ -40,13 +40,15 @@ STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge s
 NAMED = {("60_comparison", "vit"): "Comparison of the vision transformers",
          ("60_comparison", "detection"): "Comparison of the detectors",
          ("61_operating_points", "detection"): "Operating points of the detectors"}
+#: Those of them that the reference study alone has.
+_REFERENCE_ONLY = {("60_comparison", "vit")}
 #: Analyses that the book shows twice: of the study's own runs, and of the committed tables of the reference study.
 RECOMPUTED = ("40_transferability", "50_ablation_half_cells", "51_ablation_bridge", "52_ablation_radimagenet", "54_when_does_a_bridge_help",
               "61_operating_points", "70_detection", "71_bone_tumours", "72_robustness", "73_backbones", "74_two_views")
 #: A page whose notebook is another page's template has a title of its own.
 TITLES = {"60_comparison": "The comparison of this study", "reference": "The comparison of the reference study, recomputed"} | {
     f"{stage}_reference": f"{STAGES[stage]}: the reference study, recomputed" for stage in RECOMPUTED} | {
-    f"{stage}_{name}": title for (stage, name), title in NAMED.items()} | {
+    f"{stage}_{name}": title for (stage, name), title in NAMED.items() if (stage, name) not in _REFERENCE_ONLY} | {
     f"{stage}_{name}_reference": f"{title}: the reference study, recomputed" for (stage, name), title in NAMED.items()}
 _GLUE_PREFIX = "application/papermill.record/"
 _ONLY_WITH = re.compile(r"^% only with (\w+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
@@ -114,7 +116,8 @@ def choose(runs: Sequence[BookRun], study: str) -> dict[str, Path]:
         elif study == "reference" and run.stage in RECOMPUTED and run.stage in pages:
             pages[f"{run.stage}_reference"] = pages[run.stage]
         if (run.stage, name := run.slug.removeprefix("reference-")) in NAMED:
-            pages[f"{run.stage}_{name}" + ("_reference" if run.slug != name else "")] = run.notebook
+            if run.slug != name or (run.stage, name) not in _REFERENCE_ONLY:
+                pages[f"{run.stage}_{name}" + ("_reference" if run.slug != name else "")] = run.notebook
             if study == "reference":
                 pages[f"{run.stage}_{name}_reference"] = run.notebook
     recomputed = [run for run in runs if run.path == "60_comparison/reference"]
@@ -189,7 +192,9 @@ def _fit_chapters(book: Path, absent: set[str]) -> None:
         if title and all(page.endswith("_reference") and page.removesuffix("_reference") not in absent for page in wanted):
             for page in wanted:
                 text = re.sub(rf"\b{page}\b", page.removesuffix("_reference"), text)
-            text = text.replace(title[0], f"{title[0]}\n\n{_STAND_IN}", 1)
+            titles = STAGES | TITLES
+            parts = "; ".join(dict.fromkeys(titles[page.removesuffix("_reference")] for page in sorted(wanted)))
+            text = text.replace(title[0], f"{title[0]}\n\n{_STAND_IN.format(parts=parts)}", 1)
         else:
             text = (f"{title[0] if title else path.stem}\n\nThis chapter takes its numbers from runs that the study of this book does not have "
                     f"({', '.join(sorted(wanted))}), so it is left out here.\n")
@@ -197,8 +202,8 @@ def _fit_chapters(book: Path, absent: set[str]) -> None:
 
 
 _STAND_IN = """:::{warning}
-The numbers and figures of this chapter come from the study of this book, not from the reference study, which has no such runs yet.
-Where that study's images are simulated, they check the machinery and not the claim.
+Of what stands below, this comes from the study of this book, because the reference study has no such runs yet: {parts}.
+Where that study's images are simulated, it checks the machinery and not the claim.
 :::"""
 
 

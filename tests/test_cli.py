@@ -74,6 +74,7 @@ def test_data_list_names_every_set_of_the_catalog_and_marks_the_simulated(capsys
         place = next(i for i, line in enumerate(lines) if line.startswith(f"{name} "))
         assert card.title in lines[place] and card.licence in lines[place + 1]
         assert ("simulated" in lines[place + 1]) == card.simulated
+        assert card.simulated or card.url in lines[place + 2] and ("here" in lines[place + 2] or "downloaded" in lines[place + 2])
 
 
 def test_an_own_folder_is_prepared_and_audited_by_its_path(tmp_path, monkeypatch, capsys):
