@@ -702,7 +702,11 @@ def _evaluate(
         )
         resampled = aligned.block.resample(statistics, settings.n_resamples, settings.seed)
         if "arms" in parts:
-            found["arms"] |= {name: _arm_rows(key, name, aligned, resampled, settings) for name in here}
+            half = settings.threshold == "validation" and len(predictions.classes(block)) == 2
+            found["arms"] |= {
+                name: _arm_rows(key, name, aligned, resampled, settings, "no validation rows: cut at one half" if half and not cuts(block, name) else "")
+                for name in here
+            }
         if "curves" in parts:
             found["curves"] |= {name: _curve_rows(key, name, aligned, resampled, settings) for name in here}
         for a, b in here_pairs:
@@ -739,7 +743,8 @@ def _curves(cell: chains.Cell, values: np.ndarray):
     return chains.Mean(tuple(chains.Curves.of(cell, cell.y == k, values[:, k]) for k in range(values.shape[1])))
 
 
-def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _Settings) -> list[dict]:
+def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _Settings, cut: str) -> list[dict]:
+    """``cut``: what has to be noted of the threshold behind accuracy, precision, recall and F1."""
     counts = {c: aligned.block.counts[c] for c in _COUNTS}
     given = {"auc": resampled[name, "auc"]}
     if (name, "labels") in resampled:
@@ -756,7 +761,7 @@ def _arm_rows(key, name: str, aligned: Aligned, resampled: Mapping, settings: _S
                 "low": one.low,
                 "high": one.high,
                 "sd_chains": one.sd_chains,
-                "note": one.note,
+                "note": "; ".join(filter(None, [one.note, cut if metric in _LABELS else ""])),
             } | counts
         except MstlError as absent:  # for example precision where no image is called positive: said, not guessed
             known |= counts | {"note": str(absent)}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mstl.errors import MstlError
-from mstl.metrics.robustness import checked_boxes
+from mstl.metrics import _check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +112,7 @@ def inside(heat: np.ndarray, boxes) -> np.ndarray:
 
 def area(shape, boxes) -> np.ndarray:
     """Share (n,) of an image of ``shape`` (H, W) that each box covers."""
-    b = checked_boxes(boxes)
+    b = _check.boxes(boxes)
     return _masks(np.zeros((len(b), *shape)), b).mean(axis=(1, 2))
 
 
@@ -172,7 +172,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _masks(heat: np.ndarray, boxes) -> np.ndarray:
-    b = checked_boxes(boxes)
+    b = _check.boxes(boxes)
     if heat.ndim != 3 or len(heat) != len(b):
         raise MstlError(f"The maps have the shape {heat.shape} and there are {len(b)} boxes: give maps (n, H, W) and one box each.")
     y, x = np.arange(heat.shape[1]) + 0.5, np.arange(heat.shape[2]) + 0.5

@@ -153,7 +153,8 @@ def _target(
     study: Study, lineage: Lineage, name: str, variant: str, target: Target, arm: str, bridge: Bridge | None,
 ) -> dict[str, Any]:
     recipe = target.recipe.over(study.recipe).model_dump(exclude_none=True, exclude=TUNED)
-    tuning = lineage.tuning or target.tuning or study.tuning
+    own = study.targets[name].variants[variant].tuning if variant else None
+    tuning = own or lineage.tuning or target.tuning or study.tuning
     if target.augmentation is not None:
         recipe |= {"augmentation": target.augmentation}
     parent = {"scratch": "", "ctl": f"10_source/{slug('10_source', {'lineage': lineage.name})}"}.get(arm)

@@ -15,7 +15,7 @@ from mstl.study import RECORD
 
 #: Stages whose tables an analysis reads; analyses themselves are recomputed.
 STAGES = ("10_source", "20_bridge", "30_target", "35_probe", "53_leakage", "7")
-#: Bytes above which a predictions table is packed and its validation rows are left out.
+#: Bytes above which a predictions table of the probes is packed and its validation rows, which nothing reads, are left out.
 LARGE = 2_000_000
 
 
@@ -29,7 +29,7 @@ def keep(study: planning.Study, place: Path) -> list[str]:
         to.mkdir(parents=True, exist_ok=True)
         for file in [*sorted(source.glob("*.csv")), source / "metrics.json", source / RECORD]:
             (to / f"{file.name}.xz").unlink(missing_ok=True)
-            if file.name == "predictions.csv" and file.stat().st_size > LARGE:
+            if run.stage == "35_probe" and file.name == "predictions.csv" and file.stat().st_size > LARGE:
                 (to / file.name).unlink(missing_ok=True)
                 predictions.condense(predictions.read(file), to / f"{file.name}.xz")
             elif file.is_file():

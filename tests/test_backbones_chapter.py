@@ -13,6 +13,7 @@ import torch
 from mstl import predictions, probing, templates
 from mstl.datasets.splits import Split
 from mstl.errors import MstlError
+from mstl.errors import MstlError
 from mstl.metrics import roc
 from mstl.models import backbones, classic
 from mstl.works import backbones as work
@@ -327,3 +328,11 @@ def test_the_tables_of_a_finished_run_give_the_same_numbers_and_train_nothing(fi
 def test_a_wrong_parameter_of_the_chapter_ends_in_one_sentence(words, said, tmp_path):
     done = papermill(tmp_path, *words)
     assert done.returncode != 0 and said in done.stderr.strip().splitlines()[-1]
+
+
+def test_two_entries_of_masks_of_one_set_are_refused():
+    from mstl.works import backbones as work
+
+    work.each_once([{"data": "busi"}, {"data": "kvasir-segmentation"}])
+    with pytest.raises(MstlError, match="masks names busi twice"):
+        work.each_once([{"data": "busi", "classes": ["benign"]}, {"data": "busi", "classes": ["malignant"]}])

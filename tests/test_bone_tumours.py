@@ -299,6 +299,18 @@ def test_the_example_is_what_its_script_writes(tmp_path):
     assert (tmp_path / "readers.csv").read_bytes() == EXAMPLE.read_bytes()
 
 
+def test_a_case_without_a_named_patient_is_a_patient_of_its_own(tmp_path):
+    table = pd.read_csv(EXAMPLE)
+    cases = sorted(table["case"].unique())
+    table["group"] = table["case"].map(dict.fromkeys(cases[:10], "p1"))
+    table.to_csv(tmp_path / "readers.csv", index=False)
+    found = bone_tumours.readings(tmp_path / "readers.csv")
+    assert len(set(found.groups)) == 1 + len(cases) - 10 and list(found.groups).count("p1") == 10
+    table.assign(group=np.arange(len(table))).to_csv(tmp_path / "readers.csv", index=False)
+    with pytest.raises(MstlError, match="of one patient in one row and of another"):
+        bone_tumours.readings(tmp_path / "readers.csv")
+
+
 @pytest.mark.parametrize(("spoil", "words"), [
     (lambda t: t.drop(columns="score"), "no column 'score'"), (lambda t: t.iloc[1:], "has no score without AI for case c001"),
     (lambda t: pd.concat([t, t.iloc[[5]]]), "two scores for case c006"), (lambda t: t.assign(reading=t["reading"].replace("with AI", "aided")), "the reading 'aided'"),

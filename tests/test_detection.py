@@ -132,7 +132,7 @@ def test_average_precision_is_that_of_pycocotools():
     ("call", "sentence"),
     [
         (lambda: detection.iou([[0, 0, 0, 5]], [A]), "row 0 is [0.0, 0.0, 0.0, 5.0]; a box needs x0 < x1 and y0 < y1"),
-        (lambda: detection.iou([[0, 0, 1]], [A]), "give x0, y0, x1, y1 a box"),
+        (lambda: detection.iou([[0, 0, 1]], [A]), "give x0, y0, x1, y1 a row"),
         (lambda: detection.match([A], [0.5, 0.4], [B]), "1 detections have 2 scores"),
         (lambda: detection.match([A], [np.nan], [B]), "not a finite number"),
         (lambda: detection.per_image(["i"], pd.DataFrame([["j", 0.5, *A]], columns=["image", "score", "x0", "y0", "x1", "y1"]),
@@ -261,6 +261,30 @@ def test_a_box_outside_its_image_and_a_set_without_boxes_are_refused(knees):
         works.true_boxes(dataclasses.replace(knees, boxes=None))
 
 
+def test_radiographs_are_not_mirrored(knees):
+    from mstl.works import detection as works
+
+    rows = np.arange(20)
+    data, boxes = knees.subset(rows), [np.array([[0.0, 20, 25, 40]])] * len(rows)
+    left = [max(float(box[0, 0]) for box in works._batch(data, boxes, rows, np.random.default_rng(0), mirror=mirror)[1]) for mirror in (True, False)]
+    assert left[0] > 30 > left[1]
+
+
+def test_labels_and_boxes_that_contradict_each_other_are_refused_and_findings_without_a_box_counted(knees):
+    import dataclasses
+
+    from mstl.works import detection as works
+
+    assert works.unlocated(knees) == int((knees.labels == 1).sum()) - knees.boxes.loc[knees.labels[knees.boxes["image"]] == 1, "image"].nunique()
+    boxed = int(knees.boxes["image"].iloc[0])
+    lost = knees.boxes[knees.boxes["image"] != boxed]
+    assert works.unlocated(dataclasses.replace(knees, boxes=lost)) == works.unlocated(knees) + 1
+    labels = knees.labels.copy()
+    labels[boxed] = 0
+    with pytest.raises(MstlError, match="is 'normal' and has a box, but only images of the last class"):
+        works.unlocated(dataclasses.replace(knees, labels=labels))
+
+
 def test_a_finished_fit_is_loaded_and_marks_the_same_boxes(knees, tmp_path):
     from mstl.training import Recipe
     from mstl.works import detection as works
@@ -276,6 +300,8 @@ def test_a_finished_fit_is_loaded_and_marks_the_same_boxes(knees, tmp_path):
     assert len(calls) == 2
     with pytest.raises(MstlError, match="leave epochs, layer_decay, freeze and precision out"):
         works.fit(first, knees, rows[:16], None, Recipe(epochs=1), folder=tmp_path)
+    with pytest.raises(MstlError, match="no class_weights"):
+        works.fit(first, knees, rows[:16], None, Recipe(steps=2, class_weights="balanced"), folder=tmp_path)
 
 
 def test_the_score_of_an_image_is_its_highest_box_and_zero_without_one(knees):
@@ -335,11 +361,24 @@ def test_models_tested_on_different_images_or_a_folder_without_tables_are_refuse
     table, boxes, truth = finished
     with pytest.raises(MstlError, match="were not tested on the same images"):
         works.judge(table[(table["model"] == "transfer") | (table["seed"] == 0)], boxes, truth, contrast=["transfer", "scratch"], n_resamples=100)
+    with pytest.raises(MstlError, match="is not that of its highest box"):
+        works.judge(table, boxes.assign(score=boxes["score"] / 2), truth, contrast=["transfer", "scratch"], n_resamples=100)
+    with pytest.raises(MstlError, match="iou is 50"):
+        works.judge(table, boxes, truth, contrast=["transfer", "scratch"], iou=50)
     with pytest.raises(MstlError, match="There is no table boxes.csv in"):
         works.read(tmp_path)
     boxes[works.BOXES].assign(x1=0.0).to_csv(tmp_path / "boxes.csv", index=False)
     with pytest.raises(MstlError, match="a box needs x0 < x1"):
         works.read(tmp_path)
+
+
+def test_a_detector_that_marks_nothing_has_average_precision_zero(finished):
+    from mstl.works import detection as works
+
+    table, boxes, truth = finished
+    silent = table.assign(p_malignant=table["p_malignant"].where(table["model"] == "transfer", 0.0), p_normal=table["p_normal"].where(table["model"] == "transfer", 1.0))
+    rows = works.judge(silent, boxes[boxes["model"] == "transfer"], truth, contrast=["transfer", "scratch"], n_resamples=100).rows.set_index(["quantity", "model"])
+    assert rows.loc[("ap", "scratch"), "estimate"] == 0 and rows.loc[("auc", "scratch"), "estimate"] == 0.5 and rows.loc[("ap", "transfer"), "estimate"] > 0.5
 
 
 def test_every_test_image_is_a_hit_a_miss_a_false_alarm_or_rightly_silent(finished):

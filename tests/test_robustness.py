@@ -114,12 +114,6 @@ def test_boxes_that_cannot_be_moved_are_one_sentence(call, words):
 # --- what the draws do to a model --------------------------------------------------------------------------------------
 
 
-def test_the_auc_of_each_draw_is_read_alone():
-    y = [0, 0, 1, 1]
-    found = robustness.auc_spread(y, np.array([[1, 4.0], [2, 3], [3, 2], [4, 1]]))
-    assert found.values.tolist() == [1, 0] and found.mean == 0.5 and found.sd == pytest.approx(0.5**0.5) and (found.lowest, found.highest) == (0, 1)
-
-
 def test_a_squashed_probability_is_as_unstable_as_the_one_it_was_squashed_from():
     """Dividing every logit by four makes probabilities move less and nothing steadier: after recalibration both are alike."""
     rng = np.random.default_rng(0)
@@ -130,6 +124,14 @@ def test_a_squashed_probability_is_as_unstable_as_the_one_it_was_squashed_from()
     sd = [robustness.case_sd(robustness.recalibrated_logit(y, 1 / (1 + np.exp(-s * logit)), p)) for s, p in ((1, plain), (0.25, squashed))]
     assert squashed.std(axis=1).mean() < 0.5 * plain.std(axis=1).mean()
     assert sd[1].mean() == pytest.approx(sd[0].mean(), rel=0.05)
+
+
+def test_a_saturated_risk_still_moves():
+    rng = np.random.default_rng(1)
+    y = rng.random(200) < 0.5
+    risk = 1 / (1 + np.exp(-(8 * (2 * y - 1) + rng.normal(0, 8, 200))))
+    moved = robustness.recalibrated_logit(y, risk, 1 / (1 + np.exp(-np.array([[-15.0, -16, -17]]))))
+    assert robustness.case_sd(moved)[0] > 0 and moved[0, 0] - moved[0, 1] == pytest.approx(moved[0, 1] - moved[0, 2], rel=1e-6)
 
 
 def test_recalibrated_logits_are_the_logits_of_recalibrated_risks():
@@ -337,11 +339,19 @@ def test_the_auc_under_draws_is_the_mean_of_the_aucs_within_a_fold_and_a_draw(ta
 
 @pytest.mark.parametrize(("spoil", "words"), [
     (lambda t, m: (t, m.drop(columns="draw")), "no column 'draw'"), (lambda t, m: (t[t["split"] == "test"], m), "no validation images of both classes"),
-    (lambda t, m: (t, m.assign(image_id=m["image_id"] + "x")), "is no test image of the predictions")])
+    (lambda t, m: (t, m.assign(image_id=m["image_id"] + "x")), "is no test image of the predictions"),
+    (lambda t, m: (t, m.assign(fold=1 - m["fold"])), "was no test image of it"), (lambda t, m: (t, m.assign(p=m["p"] * 0.9)), "had another risk there")])
 def test_tables_that_do_not_belong_together_are_one_sentence(tables, spoil, words):
     table, moved = spoil(*tables)
     with pytest.raises(MstlError, match=words):
         robust.joined(moved, table)
+
+
+def test_images_that_changed_since_the_networks_were_trained_are_refused(bright):
+    data = bright[0] if isinstance(bright, tuple) else bright
+    robust.same_images(data, {"name": data.name, "hash": data.hash}, "runs/x/71_bone_tumours/all")
+    with pytest.raises(MstlError, match="has changed since runs/x/71_bone_tumours/all was run"):
+        robust.same_images(data, {"name": data.name, "hash": "0" * 64}, "runs/x/71_bone_tumours/all")
 
 
 def test_a_pair_that_was_not_disturbed_is_one_sentence(tables):

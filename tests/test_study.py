@@ -477,6 +477,16 @@ def test_a_lineage_may_have_its_own_arms_bridges_and_tuning(tmp_path):
     assert not [path for path in runs["60_comparison/all"].parameters["predictions"] if "radiology" in path]
 
 
+def test_what_a_variant_tunes_goes_before_what_its_lineage_does():
+    study = planning.read_study("smoke")
+    lineage = study.lineages[0].model_copy(update={"tuning": studyfile.Tuning(lrs=[2e-4], steps=[5])})
+    chest = study.targets["chest"]
+    variants = {"more": studyfile.Settings(tuning=studyfile.Tuning(lrs=[1e-3], steps=[9]))}
+    study = study.model_copy(update={"lineages": [lineage], "targets": {"chest": chest.model_copy(update={"variants": variants})}, "analyses": [], "probe": studyfile.Probe()})
+    steps = {run.parameters["variant"]: run.parameters["steps"] for run in planning.plan(study) if run.stage == "30_target"}
+    assert steps == {"": [5], "more": [9]}
+
+
 def test_a_probe_with_renewed_statistics_is_a_run_of_its_own_that_ranks_nothing(tmp_path):
     found = smoke_with(tmp_path, "adapted: {} ", "adapted: {vit: [cells]} ")
     runs = {run.path: run for run in planning.plan(planning.read_study(found))}
@@ -563,6 +573,8 @@ def test_a_chapter_with_committed_tables_reads_them_in_place_of_training(tmp_pat
 
 
 def test_what_is_kept_of_a_study_is_tables_and_records_of_its_finished_runs(place, tmp_path, monkeypatch):
+    from dataclasses import replace
+
     from mstl import reference
 
     study = planning.read_study(str(changed(place, "study: light", "study: light")))
@@ -580,7 +592,13 @@ def test_what_is_kept_of_a_study_is_tables_and_records_of_its_finished_runs(plac
     assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv", "run.json"] and not (to / runs[1].path).exists()
     monkeypatch.setattr(reference, "LARGE", 100)
     reference.keep(study, to)
-    assert sorted(path.name for path in (to / runs[0].path).iterdir()) == ["metrics.json", "predictions.csv.xz", "run.json"]
+    assert (to / runs[0].path / "predictions.csv").is_file(), "thresholds are fixed on validation rows: those of a target stay"
+    probe = replace(runs[0], stage="35_probe")
+    (planning.folder(study) / "35_probe").mkdir()
+    (planning.folder(study) / runs[0].path).rename(planning.folder(study) / probe.path)
+    monkeypatch.setattr(planning, "plan", lambda _: [probe])
+    reference.keep(study, to)
+    assert sorted(path.name for path in (to / probe.path).iterdir()) == ["metrics.json", "predictions.csv.xz", "run.json"]
     from mstl import predictions
 
-    assert set(predictions.read(to / runs[0].path)["split"]) == {"test"}
+    assert set(predictions.read(to / probe.path)["split"]) == {"test"}

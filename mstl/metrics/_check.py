@@ -97,6 +97,19 @@ def codes(groups, n: int, name: str = "groups") -> tuple[np.ndarray, int]:
     return code.astype(np.int64), len(unique)
 
 
+def boxes(values, name: str = "boxes", *, empty: bool = False) -> np.ndarray:
+    """Finite float64 boxes (n, 4) as x0, y0, x1, y1 with a width and a height; none at all where ``empty`` allows it."""
+    box = np.asarray(values, float)
+    box = box.reshape(0, 4) if empty and box.size == 0 else box
+    if box.ndim != 2 or box.shape[1] != 4 or not (empty or len(box)):
+        raise MstlError(f"{name} has shape {box.shape}; give x0, y0, x1, y1 a row")
+    bad = ~(np.isfinite(box).all(axis=1) & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1]))
+    if bad.any():
+        row = int(bad.argmax())
+        raise MstlError(f"{name}: row {row} is {box[row].tolist()}; a box needs x0 < x1 and y0 < y1")
+    return box
+
+
 def fraction(value: float, name: str = "level") -> float:
     """A number strictly between 0 and 1."""
     if not 0 < value < 1:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mstl.errors import MstlError
+from mstl.metrics import _check
 
 #: COCO's bars: 0.50, 0.55 … 0.95.
 COCO = tuple(np.round(np.arange(0.50, 0.96, 0.05), 2).tolist())
@@ -25,23 +26,11 @@ _RECALL = np.linspace(0, 1, 101)
 
 def iou(a, b) -> np.ndarray:
     """Intersection over union of every box of ``a`` (n, 4) with every box of ``b`` (m, 4): (n, m), 0 … 1."""
-    a, b = boxes(a)[:, None], boxes(b)[None]
+    a, b = _check.boxes(a, empty=True)[:, None], _check.boxes(b, empty=True)[None]
     side = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     both = side.prod(-1)
     area = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
     return both / (area[0] + area[1] - both)
-
-
-def boxes(values, name: str = "boxes") -> np.ndarray:
-    """Finite float64 boxes (n, 4) with a width and a height; raises MstlError with the first that is none."""
-    box = np.asarray(values, float)
-    box = box.reshape(0, 4) if box.size == 0 else box
-    if box.ndim != 2 or box.shape[1] != 4:
-        raise MstlError(f"{name} have the shape {box.shape}; give x0, y0, x1, y1 a box")
-    bad = ~(np.isfinite(box).all(1) & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1]))
-    if bad.any():
-        raise MstlError(f"{name}: row {int(bad.argmax())} is {box[bad.argmax()].tolist()}; a box needs x0 < x1 and y0 < y1")
-    return box
 
 
 def match(detected, scores, truth, bars: Sequence[float] = (0.5,)) -> np.ndarray:
@@ -105,7 +94,7 @@ class Scored:
         """``scores`` (n,), ``hits`` (n, T), ``code`` (n,) in 0 … G−1, ``truth`` and ``images`` (G,) counts."""
         score, hit = np.asarray(scores, float), np.asarray(hits, bool)
         order = np.argsort(-score, kind="stable")
-        return cls(hit[order], np.asarray(code)[order], _ends(score[order]), np.asarray(truth, float), np.asarray(images, float), tuple(at))
+        return cls(hit[order], np.asarray(code, dtype=np.int64)[order], _ends(score[order]), np.asarray(truth, float), np.asarray(images, float), tuple(at))
 
     @property
     def names(self) -> tuple[str, ...]:

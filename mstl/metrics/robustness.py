@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import f
 
 from mstl.errors import MstlError
-from mstl.metrics import _check, calibration, paired, roc
+from mstl.metrics import _check, calibration, paired
 from mstl.metrics._estimate import Estimate, mean_of
 
 KINDS = ("1,1", "2,1", "3,1")
@@ -96,7 +96,7 @@ def perturb(boxes, table: np.ndarray, *, shift: float, scale: float) -> np.ndarr
     The centre moves by ``shift`` · draw of the box's own width and height, both sides are multiplied by 1 + ``scale`` · draw: shift
     U(−d, d) · side and scale U(1 − s, 1 + s). The grid of the work that asked (Insights into Imaging 2026) is not known; this one is ours.
     """
-    b = checked_boxes(boxes)
+    b = _check.boxes(boxes)
     for name, value in (("shift", shift), ("scale", scale)):
         if not 0 <= value < 1:
             raise MstlError(f"{name} is {value}; it is a share of the box's side, from 0 to below 1")
@@ -106,46 +106,15 @@ def perturb(boxes, table: np.ndarray, *, shift: float, scale: float) -> np.ndarr
     return np.concatenate([moved - half, moved + half], axis=2)
 
 
-def checked_boxes(boxes) -> np.ndarray:
-    """``boxes`` as float64 (n, 4), x0 < x1 and y0 < y1."""
-    b = np.asarray(boxes, dtype=float)
-    if b.ndim != 2 or b.shape[1] != 4 or not len(b):
-        raise MstlError(f"boxes has shape {b.shape}; give x0, y0, x1, y1 a row")
-    bad = ~(np.isfinite(b).all(axis=1) & (b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise MstlError(f"the box in row {row} is {b[row].tolist()}; x0 must lie below x1 and y0 below y1")
-    return b
-
-
 # ---------------------------------------------------------------- what the draws do to a model
-
-
-@dataclass(frozen=True)
-class AucSpread:
-    """The AUC of each draw, ``values`` (K,), and their mean, standard deviation and range."""
-
-    mean: float
-    sd: float
-    lowest: float
-    highest: float
-    values: np.ndarray
-
-
-def auc_spread(y_true, scores) -> AucSpread:
-    """How much the AUC moves: ``scores`` (n, K) of the same cases under K draws."""
-    y = _check.binary(y_true)
-    s = _table(scores, len(y))
-    values = np.array([roc.auc(y, column) for column in s.T])
-    return AucSpread(float(values.mean()), float(values.std(ddof=1)), float(values.min()), float(values.max()), values)
 
 
 def recalibrated_logit(y_validation, risk_validation, risk) -> np.ndarray:
     """Logits of ``risk`` (any shape) after Platt's recalibration on validation: all models on one scale, squashed or not."""
     fitted = calibration.recalibration(y_validation, risk_validation, method="platt").parameters
     p = np.asarray(risk, dtype=float)
-    flat = _check.risks(p.ravel(), p.size)
-    return (fitted["intercept"] + fitted["slope"] * calibration._logit(flat)[0]).reshape(p.shape)
+    inside = np.clip(_check.risks(p.ravel(), p.size), 1e-12, 1 - 1e-12)  # a saturated risk still moves
+    return (fitted["intercept"] + fitted["slope"] * (np.log(inside) - np.log1p(-inside))).reshape(p.shape)
 
 
 def case_sd(logits) -> np.ndarray:

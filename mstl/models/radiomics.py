@@ -18,7 +18,6 @@ import pandas as pd
 
 from mstl.errors import MstlError
 from mstl.metrics import _check, roc
-from mstl.metrics.robustness import checked_boxes
 
 SETS = {"texture": "texture features (scikit-image)", "radiomics": "radiomics features (pyradiomics)"}
 INSTALL = ('pip install "setuptools<81" wheel versioneer cython SimpleITK pykwalify PyWavelets six, '
@@ -40,7 +39,7 @@ def measure(images: np.ndarray, kind: str, *, boxes=None, masks: np.ndarray | No
         raise MstlError(f"There are no features '{kind}': use one of {', '.join(SETS)}.")
     if (boxes is None) == (masks is None):
         raise MstlError("Handcrafted features need one region an image: give boxes or masks, and not both.")
-    regions = [_rectangle(box, images.shape[1:3]) for box in checked_boxes(boxes)] if masks is None else np.asarray(masks) > 0
+    regions = [_rectangle(box, images.shape[1:3]) for box in _check.boxes(boxes)] if masks is None else np.asarray(masks) > 0
     if len(regions) != len(images):
         raise MstlError(f"{len(regions)} regions were given for {len(images)} images: give one an image.")
     of = _texture if kind == "texture" else _radiomics()

@@ -104,6 +104,14 @@ def described(name: str) -> tuple[str, bool]:
     return (card.title, card.simulated) if card else (Path(name).name, False)
 
 
+def each_once(masks: Sequence[Mapping[str, Any]]) -> None:
+    """Raise MstlError where two entries are of the same set: tables tell their rows apart by its name."""
+    sets = [entry.get("data") for entry in masks]
+    for name in sets:
+        if sets.count(name) > 1:
+            raise MstlError(f"masks names {name} twice: take both kinds of lesion in one entry (classes), or run the page twice.")
+
+
 def prepare(
     data: str, *, image_size: int, design: Mapping[str, Any], options: Mapping[str, Any] | None = None, classes: Sequence[str] = (),
     group_by_cluster: bool = False, masks: bool = False,

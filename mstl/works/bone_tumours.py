@@ -17,16 +17,13 @@ import numpy as np
 import pandas as pd
 
 from mstl import comparison, predictions, templates
+from mstl.datasets.folder import CORNERS
 from mstl.errors import MstlError
-from mstl.metrics import ranks, readers
-from mstl.metrics.robustness import checked_boxes
+from mstl.metrics import _check, ranks, readers
 
 if TYPE_CHECKING:
     from mstl.datasets.imageset import ImageSet
     from mstl.datasets.splits import Split
-
-CORNERS = ["x0", "y0", "x1", "y1"]
-
 
 # --- cases, crops, splits -----------------------------------------------------------------------------------------------
 
@@ -93,7 +90,7 @@ def cut(images: np.ndarray, boxes, size: int, context: float, *, lesions=None) -
     ``lesions`` (N, 4; default the boxes) lie in them, in their pixels."""
     from PIL import Image
 
-    b = checked_boxes(boxes)
+    b = _check.boxes(boxes)
     if len(b) != len(images):
         raise MstlError(f"{len(b)} boxes were given for {len(images)} images: give one an image.")
     if not context > 0:
@@ -109,7 +106,7 @@ def cut(images: np.ndarray, boxes, size: int, context: float, *, lesions=None) -
         for channel in range(image.shape[2]):
             part = Image.fromarray(np.ascontiguousarray(image[..., channel]))
             out[number, ..., channel] = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR, box=window))
-    there = b if lesions is None else checked_boxes(lesions)
+    there = b if lesions is None else _check.boxes(lesions)
     return out, (there - np.tile(corner, 2)) * (size / (2 * half))[:, None]
 
 
@@ -202,6 +199,14 @@ def start(network: Network, parent: Callable[[str, str], Path]) -> Path | None:
         return None
     found = parent(network.weights, f"the weights of '{network.name}'")
     return found / "checkpoint" if (found / "checkpoint").is_dir() else found
+
+
+def lineage(start: Path | None, crops: ImageSet, part: Split, seed: int, score: float | None) -> list[dict[str, Any]]:
+    """Every stage behind a kept network: those of the checkpoint that it started from, and this one."""
+    from mstl import checkpoints
+
+    before = checkpoints.read(start).lineage if start is not None and checkpoints.is_checkpoint(start) else []
+    return [*before, {"stage": "target", "data": crops.name, "data_hash": crops.hash, "images": len(part.train), "seed": seed, "score": score}]
 
 
 def place(work: Path, seed: int, fold: int) -> Path:
@@ -365,7 +370,10 @@ def readings(path: Path, *, order: Sequence[str] = ("without AI", "with AI")) ->
     known = table.drop_duplicates("case").set_index("case").loc[wide.index]
     if (table.groupby("case")["y_true"].nunique() > 1).any():
         raise MstlError(f"A case of {path} is positive in one row and negative in another: the truth must not depend on the reader.")
-    groups = known["group"] if "group" in known else pd.Series(wide.index, wide.index)
+    named = known["group"] if "group" in known else pd.Series(index=wide.index, dtype=object)
+    if "group" in table and (table.groupby("case")["group"].nunique() > 1).any():
+        raise MstlError(f"A case of {path} is of one patient in one row and of another in the next: give each case one group.")
+    groups = named.fillna(pd.Series(wide.index, wide.index))  # who is not named is a patient of one case
     scores = wide.to_numpy(float).T.reshape(2, len(names), len(wide))
     return Readings(known["y_true"].to_numpy(), scores, groups.to_numpy(str), names, list(order))
 

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mstl import comparison
+from mstl.datasets.folder import CORNERS
 from mstl.errors import MstlError
-from mstl.metrics import chains, detection, roc
+from mstl.metrics import _check, chains, detection, roc
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from mstl.training import Recipe
 
 ARMS = {"transfer": "transfer from chest radiographs", "scratch": "from scratch"}
-CORNERS = ["x0", "y0", "x1", "y1"]
 #: Columns of boxes.csv (detections on test images) and truth.csv (their true boxes), in pixels of the prepared image.
 BOXES = ["image", "model", "chain", "fold", "score", *CORNERS]
 TRUTH = ["image", "class", *CORNERS]
@@ -65,7 +66,7 @@ def true_boxes(data: ImageSet) -> list[np.ndarray]:
     """The boxes (k, 4) of each image, all kinds of finding alike. Raises MstlError without boxes, and for one outside its image."""
     if data.boxes is None or data.boxes.empty:
         raise MstlError(f"{data.name} has no boxes, so no detector can learn from it: choose a set with boxes (task: detection in the catalog).")
-    corners = detection.boxes(data.boxes[CORNERS].to_numpy(float), f"the boxes of {data.name}")
+    corners = _check.boxes(data.boxes[CORNERS].to_numpy(float), f"the boxes of {data.name}", empty=True)
     outside = (corners < 0).any(1) | (corners > data.size).any(1)
     if outside.any():
         row = int(outside.argmax())
@@ -73,6 +74,18 @@ def true_boxes(data: ImageSet) -> list[np.ndarray]:
                         f"{data.size} pixels a side): mend it in the manifest or the archive.")
     rows = data.boxes.groupby("image").indices
     return [corners[rows[i]] if i in rows else np.empty((0, 4)) for i in range(len(data))]
+
+
+def unlocated(data: ImageSet) -> int:
+    """How many images of the last class have no box: a finding that nobody located is background to a detector. Raises MstlError for a
+    box on an image of another class, which would be true for the boxes and false for the images."""
+    boxed = np.isin(np.arange(len(data)), data.boxes["image"])
+    positive = data.labels == len(data.classes) - 1
+    if (strange := boxed & ~positive).any():
+        row = int(strange.argmax())
+        raise MstlError(f"{data.ids[row]} of {data.name} is '{data.classes[data.labels[row]]}' and has a box, but only images of the last class "
+                        f"({data.classes[-1]}) may: choose other classes, or mend the labels.")
+    return int((positive & ~boxed).sum())
 
 
 def pretrain(
@@ -86,7 +99,7 @@ def pretrain(
 
     learn, held = splits.one_group_per_class(source)
     held = held if len(set(source.labels[held])) == len(source.classes) else None
-    recipe = replace(recipe, seed=seed)
+    recipe = replace(recipe, seed=seed, keep="last", monitor="accuracy")
     if source.boxes is not None and len(source.boxes):
         model, record = fit(start(kind, None, source, backbone=backbone, seed=seed), source, learn, held, recipe, folder=folder, on_step=on_step)
         return Origin("boxes", record["score"], state=model.state_dict())
@@ -150,6 +163,8 @@ def fit(
 
     if recipe.steps is None or recipe.layer_decay != 1 or recipe.freeze != "none" or recipe.precision != "no":
         raise MstlError("A detector is trained whole and by steps: leave epochs, layer_decay, freeze and precision out of the recipe.")
+    if recipe.class_weights != "none" or recipe.label_smoothing or recipe.patience:
+        raise MstlError("A detector's loss knows no class_weights and no label_smoothing, and nothing stops it early: leave these and patience out of the recipe.")
     boxes = true_boxes(data)
     key = training.fit_key(model, data, train, val, recipe, parent=_code())
     place = Path(folder) / key[:16]
@@ -168,7 +183,7 @@ def fit(
                 generator = training._seed(recipe.seed, epoch + 1, 0)
                 order = np.asarray(train)[generator.permutation(len(train))]
             rows = order[batch * recipe.batch_size:(batch + 1) * recipe.batch_size]
-            images, truth = _batch(data, boxes, rows, generator if recipe.augmentation != "none" else None)
+            images, truth = _batch(data, boxes, rows, generator if recipe.augmentation != "none" else None, mirror=recipe.augmentation != "radiograph")
             loss = model.loss(images, truth)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
@@ -222,9 +237,11 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"params": [p for p in own if p.ndim > 1], "weight_decay": recipe.weight_decay}, {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0}]
 
 
-def _batch(data: ImageSet, boxes: list[np.ndarray], rows: np.ndarray, generator: np.random.Generator | None) -> tuple[Tensor, list[Tensor]]:
-    """uint8 (B, C, H, W) and boxes; with a ``generator`` half of the images are mirrored, all are shifted by up to 6 % of the side and
-    change in brightness and contrast. A box keeps what of it stays in the frame, and goes where that is less than 3 pixels."""
+def _batch(
+    data: ImageSet, boxes: list[np.ndarray], rows: np.ndarray, generator: np.random.Generator | None, *, mirror: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """uint8 (B, C, H, W) and boxes; with a ``generator`` half of the images are mirrored (where ``mirror``; radiographs are not), all are shifted by
+    up to 6 % of the side and change in brightness and contrast. A box keeps what of it stays in the frame, and goes where that is less than 3 pixels."""
     import torch
 
     images, truth = np.ascontiguousarray(data.images[rows]), [boxes[row].copy() for row in rows]
@@ -233,7 +250,7 @@ def _batch(data: ImageSet, boxes: list[np.ndarray], rows: np.ndarray, generator:
         images = images.copy()
         for i in range(len(images)):
             image, box = images[i], truth[i]
-            if generator.random() < 0.5:
+            if mirror and generator.random() < 0.5:
                 image, box[:, [0, 2]] = image[:, ::-1], side - box[:, [2, 0]]
             down, right = generator.integers(0, 2 * reach + 1, 2)
             image = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")[down:down + side, right:right + side].astype(np.float32)
@@ -267,7 +284,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         absent = [column for column in columns if column not in table]
         if absent:
             raise MstlError(f"{folder / name} has no column '{absent[0]}': it is not a table that 70_detection wrote.")
-        detection.boxes(table[CORNERS].to_numpy(float), str(folder / name))
+        _check.boxes(table[CORNERS].to_numpy(float), str(folder / name), empty=True)
         tables.append(table)
     return predictions.read(folder), *tables
 
@@ -293,12 +310,14 @@ def judge(
     """
     from mstl import predictions
 
+    iou = _check.fraction(iou, "iou")
     tested = table[table["split"] == "test"].sort_values(["model", "seed", "fold", "image_id"], kind="stable", ignore_index=True)
     models = [model for model in contrast if (tested["model"] == model).any()] or list(dict.fromkeys(tested["model"]))
     first = tested[tested["model"] == models[0]].reset_index(drop=True)
     for model in models[1:]:
         if not tested.loc[tested["model"] == model, ["seed", "fold", "image_id"]].reset_index(drop=True).equals(first[["seed", "fold", "image_id"]]):
             raise MstlError(f"The models {models[0]} and {model} were not tested on the same images in the same chains and folds: compare runs of one study.")
+    _same_scores(tested, found, models)
     positive = (first["y_true"] == predictions.classes(first)[-1]).to_numpy()
     block = chains.Block(positive, seed=first["seed"], fold=first["fold"], group=first["group"])
     found = found[found["image"].isin(first["image_id"])]
@@ -338,6 +357,20 @@ def judge(
         mean, low, high = block.band(drawn["curve", model][:len(GRID)], level=level)
         curves.append(pd.DataFrame({"model": model, "false_positives": GRID, "sensitivity": mean, "low": low, "high": high}))
     return Judged(pd.DataFrame(rows), pd.concat(curves, ignore_index=True))
+
+
+def _same_scores(tested: pd.DataFrame, found: pd.DataFrame, models: Sequence[str]) -> None:
+    """The score of every test image is its highest box, or 0: else the two tables are not of one run."""
+    from mstl import predictions
+
+    highest = found.groupby(["model", "chain", "fold", "image"])["score"].max()
+    own = tested[tested["model"].isin(models)]
+    keys = pd.MultiIndex.from_frame(own[["model", "seed", "fold", "image_id"]], names=highest.index.names)
+    off = np.abs(highest.reindex(keys).fillna(0.0).to_numpy() - predictions.positive(own).to_numpy()) > 1e-5
+    if off.any():
+        row = own.iloc[int(off.argmax())]
+        raise MstlError(f"The score of image {row['image_id']} ({row['model']}, chain {row['seed']}, fold {row['fold']}) is not that of its highest box: the boxes "
+                        "are not those of these predictions; take both from one run.")
 
 
 def calls(table: pd.DataFrame, found: pd.DataFrame, truth: pd.DataFrame, model: str, *, iou: float = 0.5) -> pd.DataFrame:
@@ -438,4 +471,4 @@ def pictures(data: ImageSet, judged: pd.DataFrame, found: pd.DataFrame, truth: p
 
 
 def _interval(row, sign: str = "") -> str:
-    return f"{row.estimate:{sign}.3f}" + ("" if row.low is None or pd.isna(row.low) else f" ({row.low:{sign}.3f} to {row.high:{sign}.3f})")
+    return comparison.interval(row.estimate, row.low, row.high, 3, sign)

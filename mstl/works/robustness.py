@@ -64,6 +64,13 @@ def kept(parent: Path, record: Mapping[str, Any], parts: Sequence) -> Iterator[K
             yield Kept(seed, part.fold, part.test, models, risks)
 
 
+def same_images(field: ImageSet, about: Mapping[str, Any], parent: Path) -> None:
+    """Raise MstlError where the images are no longer those that the run ``parent`` trained and tested on (``about``: its record of them)."""
+    if field.hash != about["hash"]:
+        raise MstlError(f"{about['name']} has changed since {parent} was run (other images, labels or groups), so that its networks may have trained on what is "
+                        "tested here: run 71_bone_tumours again.")
+
+
 def some(labels: np.ndarray, rows: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
     """At most ``n`` of the ``rows`` (0: all), as many of each class as can be, sorted."""
     if not n or n >= len(rows):
@@ -112,6 +119,7 @@ def joined(perturbed: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     lost = sorted(set(perturbed["image_id"]) - set(test.index))
     if lost:
         raise MstlError(f"Case '{lost[0]}' was perturbed but is no test image of the predictions: the two tables are of different runs.")
+    _as_tested(perturbed, table)
     known = test.loc[perturbed["image_id"]]
     positive = predictions.classes(table)[-1]
     out = perturbed.assign(group=known["group"].to_numpy(), center=known["center"].to_numpy(), y=(known["y_true"] == positive).to_numpy(int))
@@ -127,6 +135,20 @@ def joined(perturbed: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         out.loc[out.index[rows], "logit"] = robustness.recalibrated_logit(y, risk, out["p"].to_numpy()[rows])
         out.loc[out.index[rows], "cut"] = roc.choose_threshold(y, risk, rule="youden")
     return out
+
+
+def _as_tested(perturbed: pd.DataFrame, table: pd.DataFrame) -> None:
+    """With its own box every case was a test image of that model, chain and fold, and gets the risk that stands in the predictions."""
+    test, keys = table[table["split"] == "test"], [*KEYS, "image_id"]
+    before = pd.Series(predictions.positive(test).to_numpy(), index=pd.MultiIndex.from_frame(test[keys]))
+    own = perturbed[perturbed["strength"] == 0]
+    risk = before.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy()
+    off = ~(np.abs(risk - own["p"].to_numpy()) < 1e-3)
+    if off.any():
+        row = own.iloc[int(off.argmax())]
+        said = "was no test image of it" if np.isnan(risk[off.argmax()]) else "had another risk there"
+        raise MstlError(f"Case '{row['image_id']}' was perturbed for model {row['model']} (seed {row['seed']}, fold {row['fold']}) but {said}: the networks and "
+                        "the predictions are of different runs.")
 
 
 def per_case(table: pd.DataFrame) -> pd.DataFrame:
