@@ -161,6 +161,8 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     step = 0.8 / max(len(models), 1)
     lines = [_titled(name, 30).count("\n") + 1 for name in labels]
     height = max(0.42 * len(table), 0.24 * max(lines) * len(labels)) + 1.1  # no title runs into the next
+    columns = min(len(models), max(1, 62 // (max(map(len, models), default=0) + 5)))  # of the legend, which never widens the figure
+    height += 0.22 * (-(-len(models) // columns) - 1)
     figure, ax = plt.subplots(figsize=(7.6, height))
     if reference is not None:
         ax.axvline(reference, color="0.25", lw=1)
@@ -186,7 +188,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     ax.spines["left"].set_visible(False)
     if len(models) > 1:
         handles = [plt.Line2D([], [], color=colours[m], marker=shapes[m], lw=2, label=m) for m in models]
-        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(models), fontsize=9, columnspacing=1.2)
+        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, fontsize=9, columnspacing=1.2)
     if note:
         figure.text(0.01, -0.02, note, fontsize=8, color="0.35", va="top")
     return figure
