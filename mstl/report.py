@@ -194,7 +194,7 @@ def _fit_chapters(book: Path, absent: set[str]) -> None:
                 text = re.sub(rf"\b{page}\b", page.removesuffix("_reference"), text)
             titles = STAGES | TITLES
             parts = "; ".join(dict.fromkeys(titles[page.removesuffix("_reference")] for page in sorted(wanted)))
-            text = text.replace(title[0], f"{title[0]}\n\n{_STAND_IN.format(parts=parts)}", 1)
+            text = text.replace(title[0], f"{title[0]}\n\n{_STAND_IN.replace("PARTS", parts)}", 1)
         else:
             text = (f"{title[0] if title else path.stem}\n\nThis chapter takes its numbers from runs that the study of this book does not have "
                     f"({', '.join(sorted(wanted))}), so it is left out here.\n")
@@ -202,7 +202,7 @@ def _fit_chapters(book: Path, absent: set[str]) -> None:
 
 
 _STAND_IN = """:::{warning}
-Of what stands below, this comes from the study of this book, because the reference study has no such runs yet: {parts}.
+Of what stands below, this comes from the study of this book, because the reference study has no such runs yet: PARTS.
 Where that study's images are simulated, it checks the machinery and not the claim.
 :::"""
 
