@@ -194,7 +194,8 @@ def _fit_chapters(book: Path, absent: set[str]) -> None:
                 text = re.sub(rf"\b{page}\b", page.removesuffix("_reference"), text)
             titles = STAGES | TITLES
             parts = "; ".join(dict.fromkeys(titles[page.removesuffix("_reference")] for page in sorted(wanted)))
-            text = text.replace(title[0], f"{title[0]}\n\n{_STAND_IN.replace("PARTS", parts)}", 1)
+            box = _STAND_IN.replace("PARTS", parts)
+            text = text.replace(title[0], f"{title[0]}\n\n{box}", 1)
         else:
             text = (f"{title[0] if title else path.stem}\n\nThis chapter takes its numbers from runs that the study of this book does not have "
                     f"({', '.join(sorted(wanted))}), so it is left out here.\n")
