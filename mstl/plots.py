@@ -37,6 +37,13 @@ def style() -> None:
     pd.set_option("display.max_rows", 200)  # a table of the book is shown whole
 
 
+def subplots(*args, **kwargs):
+    """As of pyplot, but the figure is already closed there: a notebook shows it where a cell says so, and not once more at the cell's end."""
+    figure, axes = plt.subplots(*args, **kwargs)
+    plt.close(figure)
+    return figure, axes
+
+
 def palette(names: Sequence[str]) -> dict[str, str]:
     """Colour of each compared model: the arms keep theirs, other names take the next free colour in order."""
     others = iter(_OTHERS * (1 + len(names) // len(_OTHERS)))
@@ -59,7 +66,7 @@ def _titled(text: str, width: int) -> str:
 
 def contact_sheet(sets: Mapping[str, ImageSet], *, per_set: int = 8, seed: int = 0) -> Figure:
     """One row of examples a set, classes in turn, each from another group; simulated sets say so in their row title."""
-    figure, axes = plt.subplots(len(sets), per_set, figsize=(1.25 * per_set, 1.55 * len(sets)), squeeze=False)
+    figure, axes = subplots(len(sets), per_set, figsize=(1.25 * per_set, 1.55 * len(sets)), squeeze=False)
     for row, (name, data) in zip(axes, sets.items(), strict=True):
         for ax, index in zip(row, _examples(data, per_set, seed), strict=False):
             image = np.asarray(data.images[index])
@@ -93,7 +100,7 @@ def examinations(data: ImageSet, pairs: ImageSet, views: Sequence[str], *, count
 
     ``pairs`` has a row a case, its id the case of ``data``; ``aspect`` is height over width of the originals.
     """
-    figure, axes = plt.subplots(1, 2 * count, figsize=(1.15 * 2 * count, 1.15 * max(1.0, aspect * 0.8) + 0.6), squeeze=False)
+    figure, axes = subplots(1, 2 * count, figsize=(1.15 * 2 * count, 1.15 * max(1.0, aspect * 0.8) + 0.6), squeeze=False)
     row_of = {(case, view): row for row, (case, view) in enumerate(zip(data.cases, data.views, strict=True))}
     for number, index in enumerate(_examples(pairs, count, seed)):
         for ax, view in zip(axes[0, 2 * number:], views, strict=False):
@@ -119,7 +126,7 @@ def histories(table: pd.DataFrame, *, monitor: str = "auc") -> Figure:
     panels = [c for c in ("train_loss", f"val_{monitor}") if c in table and table[c].notna().any()]
     labels = {"train_loss": "training loss (nats)", "val_auc": "AUC, validation", "val_loss": "validation loss (nats)",
               "val_accuracy": "accuracy, validation"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.0), squeeze=False)
+    figure, axes = subplots(1, len(panels), figsize=(4.6 * len(panels), 3.0), squeeze=False)
     seeds = sorted(table["seed"].unique()) if "seed" in table else [0]
     colours = dict(zip(seeds, sns.color_palette("crest", len(seeds)), strict=True))
     for ax, column in zip(axes[0], panels, strict=True):
@@ -134,7 +141,7 @@ def histories(table: pd.DataFrame, *, monitor: str = "auc") -> Figure:
 
 def cells(table: pd.DataFrame, *, value: str = "auc", label: str = "AUC, test") -> Figure:
     """One point a fit (fold × chain) beside its mean: how much folds and chains differ."""
-    figure, ax = plt.subplots(figsize=(5.6, 2.8))
+    figure, ax = subplots(figsize=(5.6, 2.8))
     seeds = sorted(table["seed"].unique())
     for position, seed in enumerate(seeds):
         part = table[table["seed"] == seed]
@@ -163,7 +170,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
     height = max(0.42 * len(table), 0.24 * max(lines) * len(labels)) + 1.1  # no title runs into the next
     columns = min(len(models), max(1, 62 // (max(map(len, models), default=0) + 5)))  # of the legend, which never widens the figure
     height += 0.22 * (-(-len(models) // columns) - 1)
-    figure, ax = plt.subplots(figsize=(7.6, height))
+    figure, ax = subplots(figsize=(7.6, height))
     if reference is not None:
         ax.axvline(reference, color="0.25", lw=1)
         if margin:
@@ -200,7 +207,7 @@ def forest(table: pd.DataFrame, *, estimate: str = "estimate", low: str = "low",
 def probe_dots(table: pd.DataFrame, *, label: str = "AUC of the linear probe, test") -> Figure:
     """One row a network, one faint point a fold and chain, a mark at their mean: ``model``, ``seed``, ``fold``, ``auc``."""
     models = list(dict.fromkeys(table["model"]))
-    figure, ax = plt.subplots(figsize=(6.4, 0.3 * len(models) + 1.2))
+    figure, ax = subplots(figsize=(6.4, 0.3 * len(models) + 1.2))
     for place, model in enumerate(models):
         values = table.loc[table["model"] == model, "auc"].to_numpy()
         colour = palette(["ctl", "mstl"])["ctl" if model == "ctl" else "mstl"]
@@ -220,7 +227,7 @@ def measure_scatter(table: pd.DataFrame, measures: Sequence[str], titles: Mappin
     targets = list(dict.fromkeys(table["target"]))
     bridges = [b for b in dict.fromkeys(table["bridge"]) if b]
     colours = dict(zip(bridges, sns.color_palette("husl", len(bridges)), strict=True))
-    figure, axes = plt.subplots(len(targets), len(measures), figsize=(2.5 * len(measures) + 0.6, 2.3 * len(targets) + 0.5), squeeze=False,
+    figure, axes = subplots(len(targets), len(measures), figsize=(2.5 * len(measures) + 0.6, 2.3 * len(targets) + 0.5), squeeze=False,
                                 sharey="row")
     for row, target in enumerate(targets):
         for column, name in enumerate(measures):
@@ -255,7 +262,7 @@ def agreement_dots(table: pd.DataFrame, *, ceilings: Mapping[str, float] | None 
     measures = list(dict.fromkeys(table["measure"]))
     columns = min(3, len(labels))
     rows = -(-len(labels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns + 1.0, rows * (0.28 * len(measures) + 1.2)), sharey=True, squeeze=False)
+    figure, axes = subplots(rows, columns, figsize=(2.3 * columns + 1.0, rows * (0.28 * len(measures) + 1.2)), sharey=True, squeeze=False)
     for ax in axes.flat[len(labels):]:
         ax.set_axis_off()
     colour = ARMS["mstl"]
@@ -279,7 +286,7 @@ def agreement_dots(table: pd.DataFrame, *, ceilings: Mapping[str, float] | None 
 
 
 def _nothing(text: str) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.4, 0.8))
+    figure, ax = subplots(figsize=(7.4, 0.8))
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
     ax.set_axis_off()
     return figure
@@ -290,7 +297,7 @@ def share_curves(table: pd.DataFrame, titles: Mapping[str, str], *, margin: floa
     share, one line for equal steps and one for equal epochs, bands for the intervals (columns as of ``ablation.along``)."""
     table = table.assign(row=[titles.get(t, t) + (" (probe)" if v.startswith("probe") else " (fine-tuned)") for t, v in zip(table["target"], table["variant"], strict=True)])
     rows, kinds = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["kind"]))
-    figure, axes = plt.subplots(len(rows), len(kinds), figsize=(7.4, 2.1 * len(rows) + 0.6), sharex=True, sharey="row", squeeze=False)
+    figure, axes = subplots(len(rows), len(kinds), figsize=(7.4, 2.1 * len(rows) + 0.6), sharex=True, sharey="row", squeeze=False)
     looks = {"equal epochs": ("#d55e00", "o", "-"), "equal steps": ("#0072b2", "D", "--")}
     for i, name in enumerate(rows):
         for j, kind in enumerate(kinds):
@@ -354,7 +361,7 @@ def atlas(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | Non
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     colours = dict(zip(bridges, [ARMS["mstl"], *_OTHERS * (1 + len(bridges) // len(_OTHERS))], strict=False))
-    figure, axes = plt.subplots(rows, columns, figsize=(7.4, 2.5 * rows + 0.7), sharey=True, squeeze=False)
+    figure, axes = subplots(rows, columns, figsize=(7.4, 2.5 * rows + 0.7), sharey=True, squeeze=False)
     for ax in axes.flat[len(panels):]:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, panels, strict=False):
@@ -396,7 +403,7 @@ def beside(table: pd.DataFrame, *, xlabel: str = "AUC", dlabel: str = "differenc
     for block in blocks:
         rows.append((y if titled else None, block, table[table["label"] == block]))
         y += len(rows[-1][2]) + (1.15 if titled else 0)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1),
+    figure, (left, right) = subplots(1, 2, figsize=(7.8, 0.31 * y + 1.0), sharey=True, width_ratios=(1, 1),
                                          layout=PlaceHolderLayoutEngine(True, True))  # not "none": printed twice, that becomes the style's own
     figure.subplots_adjust(left=0.17, right=0.70, wspace=0.10, top=1 - 0.25 / (0.31 * y + 1.0), bottom=0.62 / (0.31 * y + 1.0))
     right.set_facecolor("none")  # titles run on behind it
@@ -457,7 +464,7 @@ def _row_title(ax, block: str, panel: str) -> None:
 
 def _grid(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(7.6, height * rows), squeeze=False)
+    figure, axes = subplots(rows, columns, figsize=(7.6, height * rows), squeeze=False)
     for ax in axes.ravel()[count:]:
         ax.set_axis_off()
     return figure, axes
@@ -509,7 +516,7 @@ def operating_points(table: pd.DataFrame, *, note: str = "") -> Figure:
     """
     blocks, rules, models = (list(dict.fromkeys(table[c])) for c in ("label", "rule", "model"))
     colours, shapes = palette(models), markers(models)
-    figure, axes = plt.subplots(len(blocks), len(rules), figsize=(7.6, 2.75 * len(blocks)), squeeze=False, sharex=True, sharey=True)
+    figure, axes = subplots(len(blocks), len(rules), figsize=(7.6, 2.75 * len(blocks)), squeeze=False, sharex=True, sharey=True)
     for row, block in zip(axes, blocks, strict=True):
         for ax, rule in zip(row, rules, strict=True):
             part = table[(table["label"] == block) & (table["rule"] == rule) & table["estimate"].notna()]
@@ -543,7 +550,7 @@ def reliability(table: pd.DataFrame, *, note: str = "") -> Figure:
     """Observed share against mean risk by deciles: as given (left) and recalibrated on validation (right, where there is one)."""
     blocks, forms, models = (list(dict.fromkeys(table[c])) for c in ("label", "risks", "model"))
     strokes, shapes = _strokes(models), markers(models)
-    figure, axes = plt.subplots(len(blocks), len(forms), figsize=(7.6 if len(forms) > 1 else 4.2, 3.1 * len(blocks)), squeeze=False)
+    figure, axes = subplots(len(blocks), len(forms), figsize=(7.6 if len(forms) > 1 else 4.2, 3.1 * len(blocks)), squeeze=False)
     for row, block in zip(axes, blocks, strict=True):
         for ax, form in zip(row, forms, strict=True):
             ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=(0, (1, 2)))
@@ -614,7 +621,7 @@ def heat_maps(crops: ImageSet, maps: Mapping[str, np.ndarray], boxes: np.ndarray
     """A row of crops with the lesion's box, and below it the same crops under the map of each network; ``boxes`` (n, 4) in pixels of the crops."""
     shown = np.linspace(0, len(crops) - 1, min(per_row, len(crops))).round().astype(int)
     rows = {"crop": None, **maps}
-    figure, axes = plt.subplots(len(rows), len(shown), figsize=(1.25 * len(shown), 1.3 * len(rows) + 0.2), squeeze=False)
+    figure, axes = subplots(len(rows), len(shown), figsize=(1.25 * len(shown), 1.3 * len(rows) + 0.2), squeeze=False)
     for line, (name, heat) in zip(axes, rows.items(), strict=True):
         for ax, k in zip(line, shown, strict=True):
             ax.imshow(crops.images[k].mean(axis=-1), cmap="gray", vmin=0, vmax=255)
@@ -644,7 +651,7 @@ def cost_front(table: pd.DataFrame, *, axes: Mapping[str, str], ylabel: str = "A
     backbones = list(dict.fromkeys(table["backbone"]))
     ways = [way for way in WAYS if way in set(table["model"])]
     colours = palette(backbones)
-    figure, panels = plt.subplots(1, len(axes), figsize=(7.6, 3.5), sharey=True, squeeze=False)
+    figure, panels = subplots(1, len(axes), figsize=(7.6, 3.5), sharey=True, squeeze=False)
     for ax, (column, label) in zip(panels[0], axes.items(), strict=True):
         for row in table.itertuples():
             x = getattr(row, column) * 2 ** ((ways.index(row.model) - (len(ways) - 1) / 2) * 0.06)  # beside each other

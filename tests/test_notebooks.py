@@ -108,6 +108,17 @@ def test_the_probe_stage_measures_every_checkpoint_on_the_training_part_and_test
         assert own[name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow
+def test_every_figure_is_shown_once(tiny):
+    shown = 0
+    for path in (tiny[0] / "runs" / "tiny").glob("*/*/notebook.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            images = [output["data"]["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+            assert len(images) == len(set(images)), f"{path.parent}: {''.join(cell['source'])[-80:]}"
+            shown += len(images)
+    assert shown > 5
+
+
 def seen_folder(runs):
     return runs / "20_bridge" / "vit-cells" / "checkpoint" / "seed1"
 

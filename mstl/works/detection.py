@@ -429,11 +429,9 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
 
 def froc_figure(curves: pd.DataFrame, *, note: str = "", iou: float = 0.5) -> Figure:
     """FROC curves with their pointwise bands, one line a model."""
-    import matplotlib.pyplot as plt
-
     from mstl import plots
 
-    figure, ax = plt.subplots(figsize=(5.6, 3.6))
+    figure, ax = plots.subplots(figsize=(5.6, 3.6))
     for (model, part), (colour, line) in zip(curves.groupby("model", sort=False), plots._strokes(list(dict.fromkeys(curves["model"]))).values(), strict=True):
         ax.fill_between(part["false_positives"], part["low"], part["high"], color=colour, alpha=0.16, lw=0)
         ax.plot(part["false_positives"], part["sensitivity"], color=colour, ls=line, label=ARMS.get(model, model))
@@ -445,14 +443,13 @@ def froc_figure(curves: pd.DataFrame, *, note: str = "", iou: float = 0.5) -> Fi
 def pictures(data: ImageSet, judged: pd.DataFrame, found: pd.DataFrame, truth: pd.DataFrame, *, per_call: int = 4) -> Figure:
     """A row each of hits, misses and false alarms (of each the highest or, of the missed, the lowest scores, another group each):
     true boxes dashed and light, marks above the threshold solid. ``judged`` is of :func:`calls`, ``found`` of the same model and chain."""
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
     from mstl import plots
 
     place = {str(image): row for row, image in enumerate(data.ids)}
     colours = plots.palette(["true", "marked"])
-    figure, axes = plt.subplots(3, per_call, figsize=(1.9 * per_call, 6.0), squeeze=False)
+    figure, axes = plots.subplots(3, per_call, figsize=(1.9 * per_call, 6.0), squeeze=False)
     for row, call in zip(axes, ("hit", "missed", "false alarm"), strict=True):
         own = judged[judged["call"] == call].sort_values("score", ascending=call == "missed", kind="stable").drop_duplicates("group").head(per_call)
         for ax in row:
