@@ -317,23 +317,22 @@ def _consistent(study: Study, path: Path) -> Study:
     arms = {arm for target in study.targets.values() for arm in target.arms or study.arms}
     if "mstl" in arms and not study.bridges:
         raise MstlError(f"{path}: the arm mstl needs a bridge, but bridges is empty: name one, or leave mstl out of arms.")
-    bridges, lineages = [bridge.name for bridge in study.bridges], [lineage.name for lineage in study.lineages]
-    asked = {"probe.sized": (study.probe.sized, "bridge", bridges), "probe.adapted": (list(study.probe.adapted), "lineage", lineages)} | {
-        f"probe.adapted.{name}": (own, "bridge", bridges) for name, own in study.probe.adapted.items()} | {
-        f"lineages.{lineage.name}.bridges": (lineage.bridges or [], "bridge", bridges) for lineage in study.lineages} | {
-        f"bridges.{bridge.name}.lineages": (bridge.lineages or [], "lineage", lineages) for bridge in study.bridges}
-    for key, (names, kind, known) in asked.items():
-        for name in names:
-            if name not in known:
-                raise MstlError(f"{path}: {key} names the {kind} '{name}', which {kind}s does not have: {templates.suggestion(name, known)}")
-    named = {"comparison.family": study.comparison.family, "probe.targets": study.probe.targets} | {
-        f"bridges.{bridge.name}.targets": bridge.targets or [] for bridge in study.bridges} | {
-        f"lineages.{lineage.name}.targets": lineage.targets or [] for lineage in study.lineages}
-    for key, names in named.items():
-        for name in names:
-            if name not in study.targets:
-                raise MstlError(f"{path}: {key} names the target '{name}', which targets does not have: "
-                                f"{templates.suggestion(name, study.targets)}")
+    known = {"target": list(study.targets), "bridge": [bridge.name for bridge in study.bridges],
+             "lineage": [lineage.name for lineage in study.lineages]}
+    named = [("comparison.family", "target", study.comparison.family), ("probe.targets", "target", study.probe.targets),
+             ("probe.sized", "bridge", study.probe.sized), ("probe.adapted", "lineage", study.probe.adapted)]
+    named += [(f"probe.adapted.{name}", "bridge", own) for name, own in study.probe.adapted.items()]
+    for lineage in study.lineages:
+        named += [(f"lineages.{lineage.name}.targets", "target", lineage.targets), (f"lineages.{lineage.name}.bridges", "bridge", lineage.bridges)]
+    for bridge in study.bridges:
+        named += [(f"bridges.{bridge.name}.targets", "target", bridge.targets), (f"bridges.{bridge.name}.lineages", "lineage", bridge.lineages)]
+    for key, kind, names in named:
+        for name in names or []:
+            if name not in known[kind]:
+                raise MstlError(f"{path}: {key} names the {kind} '{name}', which {kind}s does not have: {templates.suggestion(name, known[kind])}")
+    for lineage in study.lineages:
+        if "mstl" in (lineage.arms or []) and lineage.bridges == []:
+            raise MstlError(f"{path}: lineages.{lineage.name} has the arm mstl and no bridges: name one, or leave mstl out of its arms.")
     for bridge in study.bridges:
         if bool(bridge.merge) != bool(bridge.merge_to):
             raise MstlError(f"{path}: bridges.{bridge.name} needs both merge (tissue or random) and merge_to (a number of classes), or neither.")

@@ -511,6 +511,7 @@ def test_an_analysis_is_given_what_it_declares_of_the_runs_it_reads():
     ("merge_to: 2  ", "merge_to: 0  ", "random_2 needs both merge"),
     ("lineages: [vit]     #", "lineages: [vid]     #", "lineages names the lineage 'vid'.*did you mean 'vit'"),
     ("adapted: {} ", "adapted: {vit: [cell]} ", "probe.adapted.vit names the bridge 'cell'.*did you mean 'cells'"),
+    ("    arms: [ctl]         #", "    arms: [mstl]         #", "radiology has the arm mstl and no bridges"),
     ("bridges: []  ", "bridges: [endoscop]  ", "lineages.radiology.bridges names the bridge 'endoscop'"),
     ("  targets: [ultrasound, chest]\n", "  targets: [ultrasond]\n", "probe.targets names the target 'ultrasond'"),
     ("images: 0.5  ", "images: 1.5  ", "bridges.1.images must be less than or equal to 1"),
