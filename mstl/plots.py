@@ -113,7 +113,6 @@ def examinations(data: ImageSet, pairs: ImageSet, views: Sequence[str], *, count
         ax.set_axis_off()
     if data.card.simulated:
         figure.suptitle("simulated", fontsize=8, x=0.01, ha="left")
-    plt.close(figure)
     return figure
 
 
@@ -442,13 +441,11 @@ def _whisker(ax, y: float, estimate, low, high, look: tuple[str, str]) -> None:
 
 
 def _finished(figure: Figure, note: str) -> Figure:
-    """With small print under the figure, and under its legend where that hangs over the lower edge; closed, so that a notebook
-    shows it once."""
+    """With small print under the figure, and under its legend where that hangs over the lower edge."""
     if note:
         rows = sum(-(-len(legend.legend_handles) // legend._ncols) for legend in figure.legends)
         below = 0.08 + (0.12 + 0.21 * rows if rows else 0)  # inches
         figure.text(0.01, -below / figure.get_figheight(), _titled(note, 115), fontsize=8, color="0.35", va="top")
-    plt.close(figure)
     return figure
 
 

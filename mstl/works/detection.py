@@ -66,7 +66,7 @@ def true_boxes(data: ImageSet) -> list[np.ndarray]:
     """The boxes (k, 4) of each image, all kinds of finding alike. Raises MstlError without boxes, and for one outside its image."""
     if data.boxes is None or data.boxes.empty:
         raise MstlError(f"{data.name} has no boxes, so no detector can learn from it: choose a set with boxes (task: detection in the catalog).")
-    corners = _check.boxes(data.boxes[CORNERS].to_numpy(float), f"the boxes of {data.name}", empty=True)
+    corners = _check.boxes(data.boxes[CORNERS].to_numpy(float), f"the boxes of {data.name}")
     outside = (corners < 0).any(1) | (corners > data.size).any(1)
     if outside.any():
         row = int(outside.argmax())
