@@ -61,7 +61,8 @@ def average_precision(scores, hits, n_truth: int) -> float:
     beyond, 0 where no detection reaches it. ``scores`` and ``hits`` (n,) of all images together; NaN without a true box."""
     score, hit = np.asarray(scores, float), np.asarray(hits, bool)
     order = np.argsort(-score, kind="stable")
-    return float(_average_precision(hit[order].astype(float)[:, None], (~hit[order]).astype(float)[:, None], np.array([float(n_truth)]))[0])
+    marked = np.arange(1.0, len(hit) + 1)[:, None]
+    return float(_average_precision(np.ones((int(hit.sum()), 1)), marked[hit[order]], np.array([float(n_truth)]))[0])
 
 
 def froc(scores, hits, n_truth: int, n_images: int, at: Sequence[float] = FALSE_POSITIVES) -> np.ndarray:
@@ -107,7 +108,8 @@ class Scored:
         """(V, r) under group weights (G, r)."""
         each, n_truth = w[self.code], self.truth @ w
         if not self.at:
-            ap = [_average_precision(each * bar[:, None], each * ~bar[:, None], n_truth) for bar in self.hit.T]
+            marked = np.cumsum(each, axis=0)
+            ap = [_average_precision(each[bar], marked[bar], n_truth) for bar in self.hit.T]
             return np.stack([ap[0], np.mean(ap, axis=0)])
         found = _froc(each * self.hit[:, :1], each * ~self.hit[:, :1], self.ends, n_truth, self.images @ w, self.at)
         return np.vstack([found, found.mean(0)])
@@ -125,9 +127,9 @@ def per_image(images: Sequence[str], detected, truth, bars: Sequence[float] = (0
     corners = ["x0", "y0", "x1", "y1"]
     true = {image: part[corners].to_numpy(float) for image, part in truth.groupby("image")}
     hit = np.zeros((len(detected), len(bars)), bool)
+    boxes, scores = detected[corners].to_numpy(float), detected["score"].to_numpy(float)
     for image, rows in detected.groupby("image").indices.items():
-        part = detected.iloc[rows]
-        hit[rows] = match(part[corners].to_numpy(float), part["score"].to_numpy(float), true.get(image, np.empty((0, 4))), bars)
+        hit[rows] = match(boxes[rows], scores[rows], true.get(image, np.empty((0, 4))), bars)
     return hit
 
 
@@ -146,12 +148,13 @@ def _ends(ordered: np.ndarray) -> np.ndarray:
     return np.append(ordered[1:] < ordered[:-1], True)[:len(ordered)]
 
 
-def _average_precision(true: np.ndarray, false: np.ndarray, n_truth: np.ndarray) -> np.ndarray:
-    """(r,) from weighted hits and misses (n, r) in the order of their scores and the true boxes (r,)."""
-    if not len(true):
+def _average_precision(hits: np.ndarray, marked: np.ndarray, n_truth: np.ndarray) -> np.ndarray:
+    """(r,) from the weights of the hits (h, r) in the order of their scores, the weight of all detections down to each of them (h, r)
+    and the true boxes (r,). Between hits precision only falls, so that its highest value from a recall on is at a hit."""
+    if not len(hits):
         return np.where(n_truth > 0, 0.0, np.nan)
-    found, alarms = np.cumsum(true, axis=0), np.cumsum(false, axis=0)
-    precision = np.divide(found, found + alarms, out=np.zeros_like(found), where=found + alarms > 0)
+    found = np.cumsum(hits, axis=0)
+    precision = np.divide(found, marked, out=np.zeros_like(found), where=marked > 0)
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     out = np.full(len(n_truth), np.nan)
     for r in np.flatnonzero(n_truth > 0):

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -323,16 +324,18 @@ def judge(
     found = found[found["image"].isin(first["image_id"])]
     parts = {key: part.reset_index(drop=True) for key, part in found.groupby(["model", "chain", "fold"])}
     ids = first["image_id"].to_numpy()
+    kinds = {"ap": ((), [0]), "map": ((), slice(1, None)), "froc": (detection.FALSE_POSITIVES, [0]), "curve": (GRID, [0])}
 
-    def cells(model: str, at: Sequence[float], bars: Sequence[float]) -> list[detection.Scored]:
-        def one(cell):
-            images = list(ids[cell.rows])
-            own, true = parts.get((model, cell.seed, cell.fold), found.iloc[:0]), truth[truth["image"].isin(images)]
-            return detection.cell_statistics(cell, images, own, detection.per_image(images, own, true, bars), true, at)
-        return block.each(one)
+    def each_kind(model: str, cell) -> list[detection.Scored]:
+        images = list(ids[cell.rows])
+        own, true = parts.get((model, cell.seed, cell.fold), found.iloc[:0]), truth[truth["image"].isin(images)]
+        hits = detection.per_image(images, own, true, (iou, *detection.COCO))
+        return [detection.cell_statistics(cell, images, own, hits[:, bars], true, at) for at, bars in kinds.values()]
 
-    kinds = {"ap": ((), (iou,)), "map": ((), detection.COCO), "froc": (detection.FALSE_POSITIVES, (iou,)), "curve": (GRID, (iou,))}
-    wanted = {(kind, model): cells(model, *asked) for model in models for kind, asked in kinds.items()}
+    wanted = {}
+    for model in models:
+        cells = block.each(partial(each_kind, model))
+        wanted |= {(kind, model): [cell[k] for cell in cells] for k, kind in enumerate(kinds)}
     froc = wanted["froc", models[0]][0].names
     parts_of = {"auc": {"auc": ()}, "ap": {"ap": 0}, "map": {"map": 1}, "froc": {name: k for k, name in enumerate(froc)}}
     score = predictions.positive(tested)
