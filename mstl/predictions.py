@@ -34,6 +34,8 @@ COLUMNS = ("run", "study", "model", "target", "arm", "backbone", "source", "brid
            "split", "image_id", "group", "center", "y_true")
 REQUIRED = ("image_id", "y_true", "model")
 PACKED = ".xz"  # suffix of a table in the form of :func:`condense`
+_OF_IMAGE = ("image_id", "group", "center", "y_true", "split", "fold")  # what a row of a condensed table is named by
+_OF_MODEL = tuple(column for column in COLUMNS if column not in _OF_IMAGE)  # and a column of it, after its probability
 SPLITS = ("train", "val", "test")
 SUM_TOLERANCE = 0.01  # how far the probabilities of a row may be from 1 in sum: tables are often rounded
 _NUMBERS = ("n_train", "seed", "fold")
@@ -160,17 +162,32 @@ def in_folder(folder: str | os.PathLike) -> Path:
 
 
 def condense(table: pd.DataFrame, path: str | os.PathLike) -> Path:
-    """Writes the test rows of a table as ``.csv.xz``, an image's rows together and probabilities to eight digits (of two classes the
-    positive one's): a large table in the form that a repository can hold. The same table gives the same bytes. Validation rows,
-    and with them thresholds, are left out."""
+    """Writes the test rows of a table as ``.csv.xz``, in the form that a repository can hold where a table is large: one row an image
+    and fold, and one column a model, ``p_<class>|run|study|model|…`` in the order of ``COLUMNS``, with probabilities to eight digits (of
+    two classes the positive one's). The same table gives the same bytes; :func:`read` gives the rows back. Validation rows,
+    and with them thresholds, are left out, and so are columns beyond ``COLUMNS``. Raises MstlError for a name with a bar."""
     path, rows = Path(path), check(table[table["split"] == "test"])
-    rows = rows.iloc[np.argsort(pd.factorize(rows["image_id"])[0], kind="stable")]
-    names = classes(rows)
-    rows = rows.drop(columns=f"p_{names[0]}") if len(names) == 2 else rows
+    for column in _OF_MODEL:
+        _refuse(rows[column].astype(str).str.contains("|", regex=False), "the table",
+                lambda row, c=column: f"{c} is '{rows[c].iloc[row]}', but a condensed table parts names by bars: name it without one")
+    names = _probability_columns(rows)
+    wide = rows.pivot(index=list(_OF_IMAGE), columns=list(_OF_MODEL), values=names[1:] if len(names) == 2 else names)
+    wide.columns = ["|".join(map(str, key)) for key in wide.columns]
     aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(lzma.compress(rows.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()))
+    aside.write_bytes(lzma.compress(wide.reset_index().to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()))
     os.replace(aside, path)
     return path
+
+
+def _unfolded(wide: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that :func:`condense` wrote, as text."""
+    keys = pd.DataFrame([name.split("|") for name in wide.columns[len(_OF_IMAGE):]], columns=["p", *_OF_MODEL])
+    cells, parts = wide.iloc[:, len(_OF_IMAGE):].to_numpy(object), {}
+    for name, places in keys.groupby("p", sort=False).indices.items():
+        row, column = np.nonzero(cells[:, places] != "")
+        parts[name] = cells[row, places[column]]
+    model = keys.iloc[places[column]].drop(columns="p").reset_index(drop=True)
+    return pd.concat([wide.iloc[row, :len(_OF_IMAGE)].reset_index(drop=True), model], axis=1).assign(**parts)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -182,6 +199,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
             header = file.readline()
         separator = max(",;\t", key=header.count) if header.strip() else ","
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        if path.suffix == PACKED and tuple(table.columns[:len(_OF_IMAGE)]) == _OF_IMAGE:
+            return _unfolded(table)
     except UnicodeDecodeError:
         raise MstlError(f"{path} is not a text file in UTF-8: save it as CSV (UTF-8).") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, lzma.LZMAError, EOFError) as problem:
@@ -251,6 +270,9 @@ def _complete(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _words(values: pd.Series) -> pd.Series:
+    if isinstance(values.dtype, pd.StringDtype):  # each word once
+        codes, words = pd.factorize(values.fillna(""))
+        return pd.Series(words.str.strip().take(codes), index=values.index, dtype=str)
     if pd.api.types.is_bool_dtype(values):
         values = values.astype(int)
     if pd.api.types.is_float_dtype(values):  # 17.0 is the id 17, as when a column with a gap was read

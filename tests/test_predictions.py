@@ -265,6 +265,17 @@ def test_a_large_table_is_packed_without_its_validation_rows_and_reads_back(tmp_
     packed.write_bytes(first[:200])
     with pytest.raises(MstlError, match="is not a CSV table"):
         predictions.read(packed)
+    with pytest.raises(MstlError, match="bridge is 'a|b', but a condensed table parts names by bars"):
+        predictions.condense(whole.assign(bridge="a|b"), packed)
+
+
+def test_a_condensed_table_keeps_every_class_and_what_only_some_models_were_tested_on(tmp_path):
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], size=7).round(6)
+    rows = pd.DataFrame({"image_id": [*"abcd", *"bcd"], "model": ["x"] * 4 + ["y"] * 3, "variant": ["whole"] * 4 + ["part"] * 3, "seed": [0] * 4 + [1] * 3, "split": "test",
+                         "y_true": ["k", "l", "m", "k", "l", "m", "k"]} | {f"p_{name}": p[:, k] for k, name in enumerate("klm")})
+    given, back = predictions.read(rows), predictions.read(predictions.condense(predictions.read(rows), tmp_path / "predictions.csv.xz"))
+    given, back = (t.sort_values(["model", "image_id"], ignore_index=True) for t in (given, back))
+    pd.testing.assert_frame_equal(given, back, atol=1e-7)
 
 
 def test_a_full_disk_leaves_the_old_table_and_nothing_half_written(tmp_path, monkeypatch):
