@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def train_mode(model: nn.Module) -> None:
 
 def is_convolutional(model: nn.Module) -> bool:
     """More than a patch embedding: such models run faster with channels last (measured 83 against 48 images/s)."""
-    return sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
+    return len(list(islice((m for m in model.modules() if isinstance(m, nn.Conv2d)), 2))) == 2
 
 
 def head_names(model: nn.Module) -> set[str]:
