@@ -46,7 +46,7 @@ def effects(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: flo
     """
     columns = [*BLOCK, "a", "b", "estimate", "low", "high", "p", "mean_a", "mean_b", "n_train", *_COUNTS, "note"]
     test = table[table["split"] == "test"]
-    run = [block for _, block in test.groupby(BLOCK, sort=False) if any(set(pair) <= set(block["model"]) for pair in pairs)]
+    run = [block for _, block in test.groupby(BLOCK, sort=False) if any(set(pair) <= set(block["model"].unique()) for pair in pairs)]
     if not run:
         return pd.DataFrame(columns=columns)
     rows = comparison.differences(pd.concat(run), pairs=pairs, level=level, n_resamples=n_resamples, seed=seed)

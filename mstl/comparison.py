@@ -526,7 +526,7 @@ def numbers(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame) -> dict[str, 
 
 def models(block: pd.DataFrame) -> list[str]:
     """The arms in their order, then other models as they come."""
-    found = list(dict.fromkeys(block["model"]))
+    found = list(block["model"].unique())
     return [m for m in ARMS if m in found] + [m for m in found if m not in ARMS]
 
 
@@ -685,7 +685,7 @@ def _evaluate(
     else:
         primary, pairs = [], [pair for pair in settings.pairs if set(pair) <= set(names)]
     wanted = pairs if "differences" in parts else []
-    seeds = {name: frozenset(block.loc[(block["model"] == name) & (block["split"] == "test"), "seed"]) for name in names}
+    seeds = {name: frozenset(block.loc[(block["model"] == name) & (block["split"] == "test"), "seed"].unique()) for name in names}
     own = {} if parts == {"differences"} else seeds
     together: dict[frozenset, set[str]] = {}
     for name, chain_set in own.items():
@@ -722,12 +722,13 @@ def _statistics(
     wide = next(iter(aligned.scores.values())).ndim == 2
     n_classes = len(predictions.classes(block))
     for name, values in aligned.scores.items():
-        cut = _cuts(block, name, settings.threshold)
+        labelled = "arms" in parts and name in own and not only_auc
+        cut = _cuts(block, name, settings.threshold) if labelled or settings.metric != "auc" else 0.5
         if name in paired_too or (name in own and "arms" in parts):
             out[name, "auc"] = shared.metric("auc", values)
         if settings.metric != "auc" and name in paired_too:
             out[name, settings.metric] = shared.metric(settings.metric, values, cut)
-        if "arms" in parts and name in own and not only_auc:
+        if labelled:
             called = values.argmax(axis=1) if wide else values >= _by_row(shared, cut)
             out[name, "labels"] = shared.each(
                 lambda cell, called=called: chains.Labels.of(_LABELS, cell, called[cell.rows], n_classes)

@@ -315,7 +315,7 @@ def _both_classes(table: pd.DataFrame, single: list[str], name: str) -> pd.DataF
     if len(names) > 1:
         return table
     positive_name = names[0].removeprefix("p_")
-    found = sorted(set(table["y_true"]))
+    found = sorted(table["y_true"].unique())
     others = [v for v in found if v != positive_name]
     if set(found) <= {"0", "1"}:
         other = "0" if positive_name == "1" else f"not {positive_name}"
