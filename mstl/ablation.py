@@ -27,15 +27,15 @@ def read(places: Iterable[str | os.PathLike], *, rename: Mapping[str, str] | Non
     ``rename`` {variant: model}: runs of that variant are a model of the plain comparison under this name, for example ctl with
     the bridge's steps spent on the target.
     """
-    tables = []
-    for place in places:
-        table = predictions.read(place)
+
+    def named(table: pd.DataFrame) -> pd.DataFrame:
         table["model"] = np.where((table["arm"] == "mstl") & (table["bridge"] != ""), table["bridge"], table["arm"].where(table["arm"] != "", table["model"]))
         for variant, model in (rename or {}).items():
             own = table["variant"] == variant
             table.loc[own, "model"], table.loc[own, "variant"] = model, ""
-        tables.append(table)
-    return predictions.join(tables)
+        return table
+
+    return predictions.read(places, each=named)
 
 
 def effects(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import difflib
 import lzma
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +44,14 @@ _SPLIT_NAMES = {"validation": "val", "valid": "val", "training": "train", "testi
 
 
 def read(source: str | os.PathLike | pd.DataFrame | Iterable[str | os.PathLike | pd.DataFrame],
-         columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+         columns: Mapping[str, str] | None = None, *,
+         each: Callable[[pd.DataFrame], pd.DataFrame] | None = None) -> pd.DataFrame:
     """One checked table from one or many CSV files, run folders or DataFrames.
 
     ``columns`` maps your column names to ours, for example ``{"patient": "group", "prob_malignant": "p_malignant"}``; a mapped
     column takes the place of one that has our name already. Columns may be separated by comma, tab or semicolon (then with
-    decimal commas).
+    decimal commas). ``each`` is called with every table before they are put together, and returns it, for example with models
+    that are named by their bridges.
     Raises MstlError as :func:`check` does, with the row (1 is the first below the header) and the file.
     """
     sources = [source] if isinstance(source, (str, os.PathLike, pd.DataFrame)) else list(source)
@@ -59,7 +61,8 @@ def read(source: str | os.PathLike | pd.DataFrame | Iterable[str | os.PathLike |
     for one in sources:
         name = "the table" if isinstance(one, pd.DataFrame) else str(one)
         table = one.copy() if isinstance(one, pd.DataFrame) else _read_csv(Path(one))
-        tables.append((name, _complete(_renamed(table, columns, name), name)))
+        table = _complete(_renamed(table, columns, name), name)
+        tables.append((name, each(table) if each else table))
     return _joined(tables)
 
 
@@ -231,10 +234,6 @@ def _renamed(table: pd.DataFrame, columns: Mapping[str, str] | None, name: str) 
     if len(twice):
         raise MstlError(f"The column '{twice[0]}' occurs twice in {name}: keep one.")
     return table
-
-
-def _is_complete(table: pd.DataFrame) -> bool:
-    return "places" in table.attrs and list(table.columns[: len(COLUMNS)]) == list(COLUMNS)
 
 
 def _complete(table: pd.DataFrame, name: str) -> pd.DataFrame:
