@@ -174,6 +174,8 @@ def condense(table: pd.DataFrame, path: str | os.PathLike) -> Path:
         _refuse(rows[column].astype(str).str.contains("|", regex=False), "the table",
                 lambda row, c=column: f"{c} is '{rows[c].iloc[row]}', but a condensed table parts names by bars: name it without one")
     names = _probability_columns(rows)
+    if any("|" in name for name in names):
+        raise MstlError(f"A class of the table has a bar in its name ({', '.join(names)}), but a condensed table parts names by bars: rename it.")
     wide = rows.pivot(index=list(_OF_IMAGE), columns=list(_OF_MODEL), values=names[1:] if len(names) == 2 else names)
     wide.columns = ["|".join(map(str, key)) for key in wide.columns]
     aside = path.with_name(f".{path.name}.part")
@@ -184,13 +186,13 @@ def condense(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 def _unfolded(wide: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table that :func:`condense` wrote, as text."""
-    keys = pd.DataFrame([name.split("|") for name in wide.columns[len(_OF_IMAGE):]], columns=["p", *_OF_MODEL])
-    cells, parts = wide.iloc[:, len(_OF_IMAGE):].to_numpy(object), {}
-    for name, places in keys.groupby("p", sort=False).indices.items():
-        row, column = np.nonzero(cells[:, places] != "")
-        parts[name] = cells[row, places[column]]
-    model = keys.iloc[places[column]].drop(columns="p").reset_index(drop=True)
-    return pd.concat([wide.iloc[row, :len(_OF_IMAGE)].reset_index(drop=True), model], axis=1).assign(**parts)
+    keys = [name.split("|") for name in wide.columns[len(_OF_IMAGE):]]
+    names = list(dict.fromkeys(key[0] for key in keys))
+    cells = wide.iloc[:, len(_OF_IMAGE):].to_numpy(object).reshape(len(wide), len(names), -1)
+    row, column = np.nonzero((cells != "").any(1))
+    model = pd.DataFrame([key[1:] for key in keys[:cells.shape[2]]], columns=list(_OF_MODEL)).iloc[column].reset_index(drop=True)
+    image = wide.iloc[row, :len(_OF_IMAGE)].reset_index(drop=True)
+    return pd.concat([image, model], axis=1).assign(**{name: cells[row, k, column] for k, name in enumerate(names)})
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -276,6 +276,13 @@ def test_a_condensed_table_keeps_every_class_and_what_only_some_models_were_test
     given, back = predictions.read(rows), predictions.read(predictions.condense(predictions.read(rows), tmp_path / "predictions.csv.xz"))
     given, back = (t.sort_values(["model", "image_id"], ignore_index=True) for t in (given, back))
     pd.testing.assert_frame_equal(given, back, atol=1e-7)
+    other = rows.iloc[:3].drop(columns=["p_k", "p_l", "p_m"]).assign(target="t", y_true=["u", "v", "u"], p_u=0.25, p_v=0.75)
+    given = predictions.read([rows, other])  # a second task, whose classes the first does not have
+    back = predictions.read(predictions.condense(given, tmp_path / "predictions.csv.xz"))
+    given, back = (t.sort_values(["target", "model", "image_id"], ignore_index=True) for t in (given, back))
+    pd.testing.assert_frame_equal(given, back, atol=1e-7)
+    with pytest.raises(MstlError, match="has a bar in its name"):
+        predictions.condense(predictions.read(rows.rename(columns={"p_k": "p_k|n"}).replace({"y_true": {"k": "k|n"}})), tmp_path / "x.csv.xz")
 
 
 def test_a_full_disk_leaves_the_old_table_and_nothing_half_written(tmp_path, monkeypatch):
