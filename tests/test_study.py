@@ -542,7 +542,7 @@ def test_analyses_of_the_reference_study_are_planned_once_all_their_tables_are_t
     assert "50_ablation_half_cells/reference" not in {run.path for run in planning.plan(planning.read_study("smoke"))}
 
 
-@pytest.mark.parametrize("name", ["smoke", "workshop"])
+@pytest.mark.parametrize("name", ["smoke", "workshop", "own"])
 def test_the_simulated_targets_and_bridges_of_a_study_have_the_images_that_it_asks_for(name, tmp_path):
     from mstl.datasets import load, splits, subsets
 
