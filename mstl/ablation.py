@@ -6,8 +6,10 @@ mean over chains and folds of a difference in AUC within a fold, with the interv
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pandas as pd
 from mstl import comparison, predictions
 from mstl.comparison import BLOCK
 from mstl.errors import MstlError
+from mstl.study import RECORD
 
 _SHORT = {"a difference is not shown": "not shown", "no interval exists": "without an interval"}
 _COUNTS = ["n_images", "n_groups", "n_chains", "n_folds"]
@@ -76,6 +79,49 @@ def curve(bridges: Mapping[str, Mapping[str, Any]], full: str) -> pd.DataFrame:
     if not rows:
         raise MstlError(f"No bridge of the study is a part of '{full}': add bridges with images or lines below 1.")
     return pd.DataFrame(rows).sort_values(["kind", "steps", "share"], ignore_index=True)
+
+
+def shown(table: pd.DataFrame, names: Sequence[str], *, always: Iterable[str] = ()) -> list[str]:
+    """The bridges of a figure: those of ``names`` that the table has (the first six where it has none), then those of ``always``."""
+    known = [name for name in table["model"].unique() if name not in ("ctl", "scratch")]
+    chosen = [name for name in names if name in known] or known[:6]
+    return [name for name in dict.fromkeys([*chosen, *always]) if name in known]
+
+
+def learned(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
+    """How well each bridge network learnt its own task: one row a backbone and bridge behind the runs of ``places``.
+
+    Read from the records of the bridge stage that lie beside those runs: ``images`` it was trained on, ``held_out`` images of whole
+    groups that it never saw, ``chance`` (accuracy of guessing), and over the chains the mean ``accuracy`` on the held-out images with
+    its ``least`` and ``most``; NaN where no weight was trained or no group could be held out. Empty for tables without such records.
+    """
+    rows = {}
+    for place in map(Path, places):
+        folder = place if place.is_dir() else place.parent
+        if not (folder / RECORD).is_file():
+            continue
+        for parent in json.loads((folder / RECORD).read_text(encoding="utf-8"))["parents"]:
+            bridge = folder.parent.parent / parent
+            if not parent.startswith("20_bridge/") or parent in rows or not (bridge / "metrics.json").is_file():
+                continue
+            own, of = (json.loads((bridge / name).read_text(encoding="utf-8")) for name in ("metrics.json", RECORD))
+            reached = np.array([np.nan if v is None else v for v in own["accuracy"].values()], dtype=float)
+            known = np.isfinite(reached).any()
+            rows[parent] = {"backbone": of["parameters"]["backbone"], "bridge": of["parameters"]["bridge"], "images": own["images"],
+                            "held_out": own["held_out"], "chance": own["chance"],
+                            **{name: float(f(reached)) if known else np.nan
+                               for name, f in (("accuracy", np.nanmean), ("least", np.nanmin), ("most", np.nanmax))}}
+    return pd.DataFrame(rows.values(), columns=["backbone", "bridge", "images", "held_out", "chance", "accuracy", "least", "most"])
+
+
+def tidy_learned(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`learned` to look at."""
+    out = rows[["backbone", "bridge"]].copy()
+    out["accuracy, held-out groups"] = [f"{r.accuracy:.2f} ({r.least:.2f} to {r.most:.2f})" if np.isfinite(r.accuracy) else "not known"
+                                        for r in rows.itertuples()]
+    out["chance"] = rows["chance"].map("{:.2f}".format)
+    out["images"], out["held out"] = rows["images"], rows["held_out"]
+    return out.set_index(["backbone", "bridge"] if out["backbone"].nunique() > 1 else "bridge")[["accuracy, held-out groups", "chance", "images", "held out"]]
 
 
 def way(variant: str) -> str:

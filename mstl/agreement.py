@@ -73,10 +73,13 @@ def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: target, backbone, source, bridge, hop, seed, way ("linear probe" or "fine-tuning"), auc, n_runs (fits averaged),
     n (training images), source_classes, and the measures. The source network starts every chain: its performance is the mean over
-    them. Only the plain runs count, no other variants.
+    them. A measure that is missing in any fold is missing. Only the plain runs count, no other variants.
     """
     names = [name for name in MEASURES if name in scores]
-    mean = scores.groupby(_KEYS, sort=False, dropna=False)[[*names, "n", "source_classes"]].mean().reset_index()
+    grouped = scores.groupby(_KEYS, sort=False, dropna=False)
+    mean = grouped[[*names, "n", "source_classes"]].mean()
+    mean[names] = mean[names].where(grouped[names].count().eq(grouped.size(), axis=0))
+    mean = mean.reset_index()
     auc = reached(table)
     auc = auc[auc["variant"].isin(["", "probe"])]
     auc["way"] = np.where(auc["variant"] == "probe", "linear probe", "fine-tuning")
@@ -92,7 +95,8 @@ def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """How well each measure followed performance, one row a target, backbone, way and measure: ``n``, ``n_groups`` and Pearson's r,
+    """How well each measure followed performance, one row a target, backbone, way and measure: ``n`` checkpoints of
+    ``n_all`` that have it, of ``n_groups`` bridges, and Pearson's r,
     Kendall's τ and weighted τ with intervals (``pearson``, ``pearson_low`` …), ``note`` where it does not exist.
 
     A block with fewer than three different bridges is left out. The chains of one bridge are one group of the bootstrap. A measure of the source head is compared among the checkpoints with
@@ -111,7 +115,7 @@ def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2
                 common = int(own["source_classes"].mode().iloc[0])
                 own = own[own["source_classes"] == common]
             row = dict(zip([*BLOCK, "way"], key, strict=True)) | {"measure": shown, "n": len(own), "n_groups": own["bridge"].nunique(),
-                                                                  "source_classes": common, "note": ""}
+                                                                  "n_all": len(block), "source_classes": common, "note": ""}
             try:
                 found = transferability.agreement(own[name], own["auc"], groups=own["bridge"], level=level, n_resamples=n_resamples, seed=seed)
             except MstlError as absent:
@@ -122,12 +126,13 @@ def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2
                 row |= {field: one.estimate, f"{field}_low": one.low, f"{field}_high": one.high, "note": one.note}
             rows.append(row)
     columns = [f"{c}{end}" for c in ("pearson", "kendall", "weighted_kendall") for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows).reindex(columns=[*BLOCK, "way", "measure", "n", "n_groups", "source_classes", *columns, "note"])
+    return pd.DataFrame(rows).reindex(columns=[*BLOCK, "way", "measure", "n", "n_groups", "n_all", "source_classes", *columns, "note"])
 
 
 def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """The best Kendall τ that noise between chains leaves to a perfect measure, one row a target, backbone and way; of bridges that all
-    chains have, where there are at least three. ``note`` says where it does not exist."""
+    """The best Kendall τ that noise between chains leaves to a measure that knows every bridge's true worth and nothing of a chain, one
+    row a target, backbone and way; of bridges that all chains have, where there are at least three. A measure that looks at each
+    chain's own network may exceed it. ``note`` says where it does not exist."""
     rows = []
     for key, block in table.groupby([*BLOCK, "way"], sort=False):
         wide = block[block["bridge"] != ""].pivot_table(index="bridge", columns="seed", values="auc").dropna()
@@ -157,10 +162,23 @@ def answer(found: pd.DataFrame, *, measures: Sequence[str] = ("LEEP", "NCE", "H-
     wrong = own[own["kendall_high"] < 0]
     images = "simulated images (which check the machinery, not the claim)" if simulated else "real images"
     low, high = own["kendall"].min(), own["kendall"].max()
-    text = (f"On {images}, Kendall's τ between {', '.join(measures[:-1])} or {measures[-1]} and the AUC reached ran from {low:+.2f} to {high:+.2f} over "
+    held = list(dict.fromkeys(own["measure"]))
+    way = {"linear probe": "the AUC of a linear probe", "fine-tuning": "the AUC after fine-tuning"}
+    what = way.get(own["way"].iloc[0], "the AUC reached") if own["way"].nunique() == 1 else "the AUC reached"
+    text = (f"On {images}, Kendall's τ between {_either(held)} and {what} ran from {low:+.2f} to {high:+.2f} over "
             f"{len(own)} comparisons of {own['n'].min()}" + (f" to {own['n'].max()}" if own["n"].max() > own["n"].min() else "") + " checkpoints: "
             f"its interval lay above zero in {len(clear)} of them" + (f" and below zero in {len(wrong)}" if len(wrong) else "") + ".")
+    few = known[(known["n_groups"] < ENOUGH) & ~known["measure"].isin(held)]
+    if len(few):
+        text += (f" {_either(list(dict.fromkeys(few['measure'])), 'and')} could be compared over at most {few['n_groups'].max()} "
+                 f"independent bridges, where {ENOUGH} are the least.")
     return text.replace("-", "−").replace("H−score", "H-score")
+
+
+def _either(names: Sequence[str], word: str = "or") -> str:
+    """"A, B or C"; a measure that is a common noun gets its article."""
+    named = [f"the {name}" if name == "H-score" else name for name in names]
+    return f" {word} ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
 
 
 def by_three(level_r: float = 0.95) -> dict[str, float]:
@@ -202,7 +220,8 @@ def tidy(found: pd.DataFrame) -> pd.DataFrame:
     out = found[[*BLOCK, "way", "measure"]].copy()
     for field, shown in (("pearson", "Pearson's r"), ("kendall", "Kendall's τ"), ("weighted_kendall", "weighted τ")):
         out[shown] = [text(row, field) for row in found.itertuples()]
-    out["checkpoints"], out["bridges"] = found["n"], found["n_groups"]
+    out["checkpoints"] = [f"{r.n}" if r.n == r.n_all else f"{r.n} of {r.n_all}" for r in found.itertuples()]
+    out["bridges"] = [f"{n}" if n >= ENOUGH else f"{n} (too few)" for n in found["n_groups"]]
     keep = ["target", *(c for c in ("backbone", "way") if found[c].nunique() > 1), "measure"]
     return out.set_index(keep)[["Pearson's r", "Kendall's τ", "weighted τ", "checkpoints", "bridges"]]
 
@@ -212,7 +231,7 @@ def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
     out = rows[["target", "backbone", "way", "bridges", "chains"]].copy()
     out["SD between bridges"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["between"]]
     out["SD between chains"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["within"]]
-    out["most that Kendall's τ can be"] = [f"{r.kendall:.2f} ({r.kendall_low:.2f} to {r.kendall_high:.2f})" if pd.notna(r.kendall) else r.note
+    out["Kendall's τ of a measure that knows only the bridge"] = [f"{r.kendall:.2f} ({r.kendall_low:.2f} to {r.kendall_high:.2f})" if pd.notna(r.kendall) else r.note
                                            for r in rows.itertuples()]
     keep = ["target", *(c for c in ("backbone", "way") if rows[c].nunique() > 1)]
     return out.set_index(keep).drop(columns=[c for c in ("backbone", "way") if c not in keep])
@@ -220,14 +239,14 @@ def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(found: pd.DataFrame, limits: pd.DataFrame) -> dict[str, float | int]:
     """Every figure under a name that prose can call: ``tau_<target>_<measure>`` with ``_low`` and ``_high``, ``r_<target>_<measure>``,
-    ``n_<target>_<measure>``, ``ceiling_<target>``, of the first backbone; fine-tuning ends in ``_tuned``."""
+    ``n_<target>_<measure>``, ``missing_<target>_<measure>`` (checkpoints), ``ceiling_<target>``, of the first backbone; fine-tuning ends in ``_tuned``."""
     out: dict[str, float | int] = {}
     first = found["backbone"].iloc[0] if len(found) else ""
     column = {shown: name for name, (shown, _) in MEASURES.items()}
     for row in found[(found["backbone"] == first) & found["kendall"].notna()].itertuples():
         stem = f"{row.target}_{column[row.measure]}" + ("_tuned" if row.way == "fine-tuning" else "")
         out |= {f"tau_{stem}": float(row.kendall), f"tau_{stem}_low": float(row.kendall_low), f"tau_{stem}_high": float(row.kendall_high),
-                f"r_{stem}": float(row.pearson), f"n_{stem}": int(row.n)}
+                f"r_{stem}": float(row.pearson), f"n_{stem}": int(row.n), f"missing_{stem}": int(row.n_all - row.n)}
     if "kendall" in limits:
         for row in limits[(limits["backbone"] == first) & limits["kendall"].notna()].itertuples():
             out[f"ceiling_{row.target}" + ("_tuned" if row.way == "fine-tuning" else "")] = float(row.kendall)

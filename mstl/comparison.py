@@ -45,10 +45,11 @@ def compare(
     threshold: str = "validation",
     level: float = 0.95,
     n_resamples: int = 2000,
+    n_resamples_primary: int = 0,
     seed: int = 0,
 ) -> Comparison:
     """Everything at once; arguments as in the functions named after the parts."""
-    settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed)
+    settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed, None, n_resamples_primary)
     found = [_evaluate(key, block, settings, {"arms", "differences", "curves"}) for key, block in each(table)]
     return Comparison(_frame(found, "arms"), _adjusted(_frame(found, "differences"), family), _frame(found, "curves"))
 
@@ -99,6 +100,7 @@ def differences(
     threshold: str = "validation",
     level: float = 0.95,
     n_resamples: int = 2000,
+    n_resamples_primary: int = 0,
     seed: int = 0,
     pairs: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
@@ -108,11 +110,13 @@ def differences(
     the contrast are not in a table, its first model is the reference. ``p_holm`` is the p-value of a primary difference after
     Holm's correction over all primary ones of the blocks whose target is in ``family`` (all targets when empty); the other
     rows are exploratory and have none. ``pairs``: these (a, b) alone, a minus b, in every block that has both, all exploratory.
+    ``n_resamples_primary``: resamples of the primary differences, where a verdict hangs on a p-value (0: ``n_resamples``).
 
     Columns: target, variant, backbone, contrast, model, reference, primary, estimate, low, high, p, p_holm, detectable, mean_a, mean_b,
     sd_chains, counts, note, family.
     """
-    settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed, None if pairs is None else tuple(pairs))
+    given = None if pairs is None else tuple(pairs)
+    settings = _Settings(tuple(contrast), reference, metric, threshold, level, n_resamples, seed, given, n_resamples_primary)
     return _adjusted(
         _frame([_evaluate(key, block, settings, {"differences"}) for key, block in each(table)], "differences"), family
     )
@@ -673,6 +677,7 @@ class _Settings:
     n_resamples: int = 2000
     seed: int = 0
     pairs: tuple[tuple[str, str], ...] | None = None
+    n_primary: int = 0
 
 
 def _evaluate(
@@ -711,6 +716,12 @@ def _evaluate(
             found["curves"] |= {name: _curve_rows(key, name, aligned, resampled, settings) for name in here}
         for a, b in here_pairs:
             found["differences"][a, b] = [_difference_row(key, a, b, (a, b) in primary, aligned, resampled, settings)]
+        first = [pair for pair in here_pairs if pair in primary] if settings.n_primary else []
+        if first:
+            few = {k: v for k, v in statistics.items() if k[1] == settings.metric and k[0] in {name for pair in first for name in pair}}
+            finer = aligned.block.resample(few, settings.n_primary, settings.seed)
+        for a, b in first:
+            found["differences"][a, b] = [_difference_row(key, a, b, True, aligned, finer, settings)]
     order = {"arms": names, "curves": names, "differences": pairs}
     return {part: [row for item in order[part] for row in found[part].get(item, [])] for part in parts}
 

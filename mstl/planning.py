@@ -280,8 +280,8 @@ def _simulated(name: str) -> bool:
 
 
 def _own_files(parameters: Mapping[str, Any]) -> list[Path]:
-    """Files of the user's own that decide a run: weights, manifests, arrays."""
+    """Files of the user's own that decide a run: weights, manifests, arrays, tables."""
     data = parameters.get("data", [])
-    names = [parameters.get("source", ""), *([data] if isinstance(data, str) else data)]
+    names = [parameters.get("source", ""), *([data] if isinstance(data, str) else data), *parameters.get("more", [])]
     places = [paths.home(name) for name in names if "/" in name]
     return [place / "manifest.csv" if (place / "manifest.csv").is_file() else place for place in places]

@@ -254,7 +254,7 @@ MEASURE_AXES = {"leep": "LEEP (nats)", "nce": "NCE (nats)", "h_score": "H-score"
 
 def agreement_dots(table: pd.DataFrame, *, ceilings: Mapping[str, float] | None = None, note: str = "") -> Figure:
     """Kendall's τ with its interval, one row a measure, one panel a target: ``label``, ``measure``, ``kendall``,
-    ``kendall_low``, ``kendall_high``, ``n``; a dotted line marks the ceiling that noise between chains leaves."""
+    ``kendall_low``, ``kendall_high``, ``n``; a dotted line marks what a measure reaches that knows the bridge alone."""
     labels = list(dict.fromkeys(table["label"]))
     if not labels:
         return _nothing("Too few checkpoints to compare a measure with performance.")

@@ -186,6 +186,7 @@ class Comparison(_Keys):
     holm: list[Literal["target", "backbone", "lineage", "bridge"]] = ["target", "lineage"]
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     n_resamples: Annotated[int, Field(ge=100)] = 2000
+    n_resamples_primary: Annotated[int, Field(ge=0)] = 0  # of the primary differences, where p-values decide; 0: as many as of all else
     seed: int = 0
 
 

@@ -36,7 +36,7 @@ PARAMETERS = {
                          "lrs: list = []\nsteps: list = []\nextra_steps: list = []\n",
     "60_comparison": 'threads: int = 1\ntitles: dict = {}\nsimulated: bool = False\npredictions: list = []\nestimand: str = ""\ncontrast: list = ["mstl", "ctl"]   # scratch | ctl | mstl\n'
                      'metric: str = "auc"   # auc | accuracy | f1\nmargin: float = 0.02\nfamily: list = []\nholm: list = []\n'
-                     "level: float = 0.95\nn_resamples: int = 2000\nseed: int = 0\n",
+                     "level: float = 0.95\nn_resamples: int = 2000\nn_resamples_primary: int = 0\nseed: int = 0\n",
 }
 START = 'from mstl import study\nrun = study.start("{stage}", globals())'
 #: What stands between start and finish; ``value`` is the stage's number.

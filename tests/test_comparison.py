@@ -73,6 +73,14 @@ def test_holm_runs_over_the_primary_contrasts_of_the_family_only():
     assert (own["p_holm"] >= own["p"]).all() and own["p_holm"].max() <= 1
 
 
+def test_primary_differences_may_have_more_resamples_than_the_others():
+    t = table()
+    few, many, both = (comparison.differences(t, n_resamples=n, n_resamples_primary=m).set_index("contrast") for n, m in ((100, 0), (400, 0), (100, 400)))
+    own = ["low", "high", "p", "detectable"]
+    assert both.loc["mstl − ctl", own].tolist() == many.loc["mstl − ctl", own].tolist() != few.loc["mstl − ctl", own].tolist()
+    assert both.loc["ctl − scratch", own].tolist() == few.loc["ctl − scratch", own].tolist()
+
+
 def test_models_that_do_not_cover_the_same_images_are_not_compared():
     t = table()
     gap = t.drop(t[(t["model"] == "mstl") & (t["split"] == "test")].index[:1])

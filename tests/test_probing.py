@@ -1,5 +1,6 @@
 """Probes of frozen features, rankings by the measures, and the tables of the ablations."""
 
+import json
 import numpy as np
 import pandas as pd
 import pytest
@@ -201,6 +202,24 @@ def test_a_perfect_measure_agrees_perfectly_and_a_reversed_one_disagrees():
     assert "below zero in 1" in agreement.answer(found.reset_index(), measures=["LogME", "H-score"])
 
 
+def test_the_answer_names_a_measure_with_too_few_bridges_apart_from_those_that_it_speaks_of():
+    scores, table = tables()
+    found = agreement.agreements(agreement.checkpoints(scores, table), n_resamples=100)
+    said = agreement.answer(found, measures=["LEEP", "H-score"])  # LEEP has heads of equal size for ten bridges only
+    assert "between the H-score and the AUC of a linear probe" in said and "LEEP could be compared over at most 10 independent bridges" in said
+    shown = agreement.tidy(found).droplevel("target")
+    assert shown.loc["LEEP", ["checkpoints", "bridges"]].tolist() == ["20 of 29", "10 (too few)"]
+    assert shown.loc["LogME", ["checkpoints", "bridges"]].tolist() == ["29", "15"]
+
+
+def test_a_measure_that_is_missing_in_one_fold_is_missing_and_not_the_mean_of_the_others():
+    scores, table = tables()
+    second = scores.assign(fold=1)
+    second.loc[second["bridge"] == "b03", "logme"] = np.nan
+    own = agreement.checkpoints(pd.concat([scores, second]), table).set_index("bridge")
+    assert own.loc["b03", "logme"].isna().all() and own.drop("b03")["logme"].notna().all() and own["h_score"].notna().all()
+
+
 def test_a_measure_of_the_head_is_compared_between_heads_of_equal_size_only():
     scores, table = tables()
     found = agreement.agreements(agreement.checkpoints(scores, table), n_resamples=100).set_index("measure")
@@ -250,6 +269,30 @@ def test_an_effect_is_the_mean_of_within_fold_differences(tmp_path):
     reached = agreement.reached(table).set_index(["bridge", "seed"])["auc"]
     assert len(own) == 1 and own["estimate"].iloc[0] == pytest.approx((reached["b02"] - reached[""]).mean())
     assert own["low"].iloc[0] < own["estimate"].iloc[0] < own["high"].iloc[0] and own["n_chains"].iloc[0] == 2
+
+
+def test_what_a_bridge_learnt_is_read_from_the_records_beside_the_runs(tmp_path):
+    def record(run, metrics, **more):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "run.json").write_text(json.dumps({"parents": [], "parameters": {}} | more))
+        (tmp_path / run / "metrics.json").write_text(json.dumps(metrics))
+
+    for name, accuracy in (("cells", {"0": 0.25, "1": 0.75}), ("statistics", {"0": None, "1": None})):
+        record(f"20_bridge/net-{name}", {"accuracy": accuracy, "chance": 0.1, "images": 90, "held_out": 10},
+               parameters={"backbone": "net", "bridge": name})
+    record("35_probe/t-net", {}, parents=["10_source/net", "20_bridge/net-cells", "20_bridge/net-statistics"])
+    record("35_probe/u-net", {}, parents=["20_bridge/net-cells", "20_bridge/net-gone"])
+    (tmp_path / "mine.csv").write_text("")
+    found = ablation.learned([tmp_path / "35_probe/t-net", tmp_path / "35_probe/u-net/predictions.csv", tmp_path / "mine.csv"])
+    assert found["bridge"].tolist() == ["cells", "statistics"] and found.loc[0, ["accuracy", "least", "most"]].tolist() == [0.5, 0.25, 0.75]
+    assert ablation.tidy_learned(found)["accuracy, held-out groups"].tolist() == ["0.50 (0.25 to 0.75)", "not known"]
+    assert ablation.learned([tmp_path / "mine.csv"]).empty
+
+
+def test_an_atlas_shows_the_bridges_that_are_asked_for_and_always_those_that_others_added():
+    table = pd.DataFrame({"model": ["ctl", *(f"b{i}" for i in range(8)), "mine"]})
+    assert ablation.shown(table, ["b7", "absent"], always=["ctl", "mine"]) == ["b7", "mine"]
+    assert ablation.shown(table, [], always=["mine"]) == [*(f"b{i}" for i in range(6)), "mine"]
 
 
 def test_a_variant_can_be_a_model_of_its_own_and_a_bridge_gives_its_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -227,7 +228,8 @@ def test_constant_and_repeated_features_do_not_change_plain_h_score():
 def test_h_score_of_a_single_feature_is_its_correlation_ratio():
     f, y = draw(6, d=1)
     ratio = sum((y == c).sum() * (f[y == c].mean() - f.mean()) ** 2 for c in range(3)) / ((f - f.mean()) ** 2).sum()
-    assert h_score(f, y) == pytest.approx(ratio, rel=1e-10)
+    assert h_score(f, y, shrinkage=False) == pytest.approx(ratio, rel=1e-10)
+    assert h_score(f, y) == pytest.approx(ratio * len(y) / (len(y) - 1), rel=1e-10)  # one feature has nothing to shrink to
 
 
 # ----------------------------------------------------------------------------------------------------------------- LogME
@@ -608,8 +610,8 @@ def test_feature_measures_refuse_bad_input_with_a_sentence(measure):
     for features, labels, words in [
         (f[0], y, "features has shape"),
         (f[:, :0], y, "features has shape"),
-        ([["a", "b"]] * 40, y, "not an array of numbers"),
-        ([[1.0], [1.0, 2.0]], [0, 1], "not an array of numbers"),
+        ([["a", "b"]] * 40, y, "not an array of real numbers"),
+        ([[1.0], [1.0, 2.0]], [0, 1], "not an array of real numbers"),
         (f, y[:-1], "labels has 39 entries but features has 40"),
         (f, np.eye(3)[y], "labels has shape"),
         (f, [[0], [0, 1]], "unequal length"),
@@ -618,6 +620,9 @@ def test_feature_measures_refuse_bad_input_with_a_sentence(measure):
         (f, np.where(np.arange(40) == 5, None, y.astype(object)), "missing entries, the first in row 5"),
         (broken, y, r"not finite, the first at \[3, 2\]"),
         (np.full((40, 4), 0.1), y, "constant"),
+        (f + 1j, y, "not an array of real numbers"),
+        (f * 1e200, y, "divide all features by one common factor"),
+        (f * 1e-200, y, "divide all features by one common factor"),
     ]:
         with pytest.raises(MstlError, match=words):
             measure(features, labels)
@@ -653,6 +658,21 @@ def test_source_measures_refuse_bad_input_with_a_sentence():
 def test_probabilities_in_single_precision_are_accepted():
     theta, y = draw_source(1, k=1000)
     assert leep(theta.astype(np.float32), y) == pytest.approx(leep(theta, y), abs=1e-5)
+
+
+def test_probabilities_in_half_precision_are_accepted_as_far_as_they_go():
+    theta, y = draw_source(1, k=1000)
+    assert leep(theta.astype(np.float16), y) == pytest.approx(leep(theta, y), abs=1e-3)
+    with pytest.raises(MstlError, match="single precision or better"):
+        leep(theta * 0.999, y)
+
+
+@pytest.mark.parametrize("value", ["x", 0, -1.0, float("nan"), True])
+def test_a_number_that_must_be_positive_is_refused_with_a_sentence(value):
+    f, y = draw(18)
+    for call in (lambda: gbc(f, y, floor=value), lambda: nleep(f, y, energy=value), lambda: transrate(f, y, eps=value)):
+        with pytest.raises(MstlError, match=re.escape(f"is {value!r}: ")):
+            call()
 
 
 def test_options_out_of_range_are_refused_with_a_sentence():

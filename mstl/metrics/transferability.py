@@ -107,7 +107,7 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrinkage: bool = True) -
     # The plain form does not see the units of the features: unit variances keep the small directions numerically alive.
     alive = centred[:, _varying(f)]
     projections = _spectrum(alive / alive.std(axis=0), _indicators(y, scaled=True))[1]
-    return float(np.sum(projections**2))
+    return float(np.sum(projections**2)) * (len(f) / (len(f) - 1) if shrinkage else 1)
 
 
 def logme(features: ArrayLike, labels: ArrayLike) -> float:
@@ -160,8 +160,7 @@ def gbc(
     """
     f, y = _checked(features, labels)
     one_of(covariance, ("spherical", "diagonal"), "covariance")
-    if not floor > 0:
-        raise MstlError(f"floor is {floor}: a variance needs a positive lower bound, for example 1e-4")
+    _within(floor, "floor", "a variance needs a positive lower bound, for example 1e-4")
     if components is not None:
         f = _principal_components(f, count=components)
     d = f.shape[1]
@@ -202,11 +201,8 @@ def nleep(
     from sklearn.mixture import GaussianMixture
 
     f, y = _checked(features, labels)
-    if energy is not None and not 0 < energy <= 1:
-        raise MstlError(
-            f"energy is {energy}: the share of variance to keep lies above 0 and at most at 1, "
-            "or is None for all features"
-        )
+    if energy is not None:
+        _within(energy, "energy", "the share of variance to keep lies above 0 and at most at 1, or is None for all features", 1)
     count = _positive(components_per_class, "components_per_class") * (y.max() + 1)
     if count < 2 or count > len(f):
         raise MstlError(
@@ -237,8 +233,7 @@ def transrate(
     features that never vary, a single class, options out of range.
     """
     f, y = _checked(features, labels)
-    if not eps > 0:
-        raise MstlError(f"eps is {eps}: the distortion must be positive, for example 1e-4")
+    _within(eps, "eps", "the distortion must be positive, for example 1e-4")
     shares = _class_weights(weights, np.bincount(y))
     centred = f - f.mean(axis=0)
     within = sum(share * _coding_rate(centred[y == c], eps) for c, share in enumerate(shares) if share > 0)
@@ -700,12 +695,20 @@ def _row(record: Agreement | Ceiling) -> dict[str, float | int | None]:
 
 def _numbers(values: ArrayLike, name: str) -> Floats:
     try:
+        if np.iscomplexobj(values):
+            raise TypeError
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise MstlError(
-            f"{name} is not an array of numbers: "
+            f"{name} is not an array of real numbers: "
             "give floating point values in rows of equal length"
         ) from None
+
+
+def _within(value: float, name: str, meaning: str, most: float = np.inf) -> None:
+    """A number above zero, at most ``most``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value <= most:
+        raise MstlError(f"{name} is {value!r}: {meaning}")
 
 
 def _finite(values: Floats, name: str) -> None:
@@ -763,6 +766,12 @@ def _checked(features: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np
         )
     y = _classes(labels, len(f), "features")
     _finite(f, "features")
+    largest = np.abs(f).max()
+    if largest > 1e100 or 0 < largest < 1e-100:
+        raise MstlError(
+            f"features reach {largest:.0e} at most in magnitude, where squares leave the range of numbers: "
+            "divide all features by one common factor"
+        )
     if not _varying(f).any():
         raise MstlError(
             "features are the same in every row: the extractor returns a constant, "
@@ -792,12 +801,13 @@ def _probabilities(values: ArrayLike) -> Floats:
             "pass the softmax of the source head, not its logits"
         )
     sums = theta.sum(axis=1)
-    wrong = np.abs(sums - 1) > 1e-4
+    half = np.asarray(values).dtype == np.float16
+    wrong = np.abs(sums - 1) > (1e-2 if half else 1e-4)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise MstlError(
             f"source_probs sums to {sums[row]:g} in row {row}: every row must sum to 1, "
-            "so pass the softmax over all source classes"
+            "so pass the softmax over all source classes, computed in single precision or better"
         )
     return theta / sums[:, None]
 
