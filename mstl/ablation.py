@@ -93,7 +93,8 @@ def learned(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
     Read from the records of the bridge stage that lie beside those runs: ``images`` it was trained on, ``held_out`` images of whole
     groups that it never saw, ``chance`` (accuracy of guessing), and over the chains the mean ``accuracy`` on the held-out images with
-    its ``least`` and ``most``; NaN where no weight was trained or no group could be held out. Empty for tables without such records.
+    its ``least`` and ``most``; NaN where no weight was trained or no group could be held out. ``measures``: the transferability
+    measures of its source network on its training images. Empty for tables without such records.
     """
     rows = {}
     for place in map(Path, places):
@@ -109,9 +110,10 @@ def learned(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
             known = np.isfinite(reached).any()
             rows[parent] = {"backbone": of["parameters"]["backbone"], "bridge": of["parameters"]["bridge"], "images": own["images"],
                             "held_out": own["held_out"], "chance": own["chance"],
+                            "measures": own.get("measures", {}),
                             **{name: float(f(reached)) if known else np.nan
                                for name, f in (("accuracy", np.nanmean), ("least", np.nanmin), ("most", np.nanmax))}}
-    return pd.DataFrame(rows.values(), columns=["backbone", "bridge", "images", "held_out", "chance", "accuracy", "least", "most"])
+    return pd.DataFrame(rows.values(), columns=["backbone", "bridge", "images", "held_out", "chance", "measures", "accuracy", "least", "most"])
 
 
 def tidy_learned(rows: pd.DataFrame) -> pd.DataFrame:

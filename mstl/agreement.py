@@ -129,10 +129,10 @@ def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2
     return pd.DataFrame(rows).reindex(columns=[*BLOCK, "way", "measure", "n", "n_groups", "n_all", "source_classes", *columns, "note"])
 
 
-def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def ceilings(table: pd.DataFrame, *, averaged: bool = False, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
     """The best Kendall τ that noise between chains leaves to a measure that knows every bridge's true worth and nothing of a chain, one
     row a target, backbone and way; of bridges that all chains have, where there are at least three. A measure that looks at each
-    chain's own network may exceed it. ``note`` says where it does not exist."""
+    chain's own network may exceed it. ``averaged``: for means over all chains, not for single ones. ``note`` says where it does not exist."""
     rows = []
     for key, block in table.groupby([*BLOCK, "way"], sort=False):
         wide = block[block["bridge"] != ""].pivot_table(index="bridge", columns="seed", values="auc").dropna()
@@ -140,7 +140,7 @@ def ceilings(table: pd.DataFrame, *, level: float = 0.95, seed: int = 0) -> pd.D
             continue
         row = dict(zip([*BLOCK, "way"], key, strict=True)) | {"bridges": len(wide), "chains": wide.shape[1], "note": ""}
         try:
-            found = transferability.reliability_ceiling(wide.to_numpy(), averaged=1, common_seeds=True, level=level, seed=seed)
+            found = transferability.reliability_ceiling(wide.to_numpy(), averaged=wide.shape[1] if averaged else 1, common_seeds=True, level=level, seed=seed)
         except MstlError as absent:
             rows.append(row | {"note": str(absent)})
             continue
@@ -224,6 +224,40 @@ def tidy(found: pd.DataFrame) -> pd.DataFrame:
     out["bridges"] = [f"{n}" if n >= ENOUGH else f"{n} (too few)" for n in found["n_groups"]]
     keep = ["target", *(c for c in ("backbone", "way") if found[c].nunique() > 1), "measure"]
     return out.set_index(keep)[["Pearson's r", "Kendall's τ", "weighted τ", "checkpoints", "bridges"]]
+
+
+def tidy_promised(learned: pd.DataFrame) -> pd.DataFrame:
+    """The hop from the source to the bridge, from the table of ``ablation.learned``: what the measures said of the source network on
+    each bridge's training images, beside the accuracy that the bridge reached on held-out groups."""
+    known = learned[learned["measures"].map(bool).astype(bool)]
+    out = known[["backbone", "bridge"]].copy()
+    for name, (shown, _) in MEASURES.items():
+        out[shown] = [f"{v:.3g}" if (v := own.get(name)) is not None else "—" for own in known["measures"]]
+    out["accuracy reached"] = [f"{r.accuracy:.2f}" if np.isfinite(r.accuracy) else "—" for r in known.itertuples()]
+    out["chance"] = known["chance"].map("{:.2f}".format)
+    return out.set_index(["backbone", "bridge"] if out["backbone"].nunique() > 1 else "bridge").drop(
+        columns=[] if out["backbone"].nunique() > 1 else "backbone")
+
+
+def bridge_means(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`checkpoints` with one row a bridge, the mean over its chains, of the bridges that all chains have: their
+    noise is smaller than that of single chains, and the ceiling higher. A measure that is missing in any chain is missing."""
+    names = [name for name in MEASURES if name in table]
+    own = table[table["bridge"] != ""]
+    groups = own.groupby([*BLOCK, "way", "source", "bridge"], sort=False, dropna=False)
+    out = groups[["auc", "source_classes", *names]].mean()
+    out[names] = out[names].where(groups[names].count().eq(groups.size(), axis=0))
+    out["chains"] = groups.size()
+    most = out.groupby([*BLOCK, "way"], sort=False)["chains"].transform("max")
+    return out[out["chains"] == most].reset_index()
+
+
+def families(names: Iterable[str], bridges: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """What each bridge is made of, for the colours of a figure: its data set and its control. ``bridges``: the study's bridges by
+    name; a bridge that is not among them is its own family."""
+    words = {"labels": ", labels shuffled", "statistics": ", statistics only"}
+    return {name: f"{bridges[name].get('data', name)}{words.get(str(bridges[name].get('control', '')), '')}" if name in bridges else name
+            for name in names}
 
 
 def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:

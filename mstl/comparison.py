@@ -490,7 +490,8 @@ def numbers(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame) -> dict[str, 
     """Every figure of a comparison under a name that prose can call: ``auc_<target>_<model>``, ``diff_<target>``, ``diff_<target>_low``, …
 
     The first backbone has the plain names, further ones end in ``_<backbone>``; variants follow the target's name. Where a
-    block has several primary contrasts, those after the first carry their model: ``diff_<target>_<model>``.
+    block has several primary contrasts, those after the first carry their model: ``diff_<target>_<model>``; other pairs carry
+    both, ``diff_<target>_<model>_vs_<reference>``, where there are not many.
     """
     out: dict[str, float | int] = {}
     backbones = list(dict.fromkeys(arm_rows["backbone"]))
@@ -509,6 +510,10 @@ def numbers(arm_rows: pd.DataFrame, difference_rows: pd.DataFrame) -> dict[str, 
             name("n_test", row): row.n_images,
             name("n_groups", row): row.n_groups,
         }
+    rest = difference_rows[~difference_rows["primary"].astype(bool)]
+    for row in rest.itertuples() if len(difference_rows) <= 40 else ():
+        pair = f"_{row.model}_vs_{row.reference}"
+        out |= {name("diff", row, pair): row.estimate, name("diff", row, f"{pair}_low"): row.low, name("diff", row, f"{pair}_high"): row.high}
     seen = set()
     for row in difference_rows[difference_rows["primary"]].itertuples():
         block = (row.target, row.variant, row.backbone)

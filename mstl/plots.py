@@ -220,30 +220,34 @@ def probe_dots(table: pd.DataFrame, *, label: str = "AUC of the linear probe, te
     return figure
 
 
-def measure_scatter(table: pd.DataFrame, measures: Sequence[str], titles: Mapping[str, str], *, note: str = "") -> Figure:
-    """Performance against each measure, one row of panels a target: ``target``, ``bridge``, ``auc`` and the measures by column
-    name; the source network is a filled square, the chains of a bridge share a colour."""
-    targets = list(dict.fromkeys(table["target"]))
-    bridges = [b for b in dict.fromkeys(table["bridge"]) if b]
-    colours = dict(zip(bridges, sns.color_palette("husl", len(bridges)), strict=True))
+def measure_scatter(table: pd.DataFrame, measures: Sequence[str], *, note: str = "") -> Figure:
+    """Performance against each measure, one row of panels a target: ``label``, ``bridge``, ``family``, ``auc`` and the measures by
+    column name; the source network is a filled square, the bridges of a family share a colour and a shape."""
+    targets = list(dict.fromkeys(table["label"]))
+    kinds = list(dict.fromkeys(table.loc[table["bridge"] != "", "family"]))
+    colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9, 7, 8)]
+    looks = {kind: (colours[place % 9], "oD^v<>phd"[place % 9]) for place, kind in enumerate(kinds)}
     figure, axes = subplots(len(targets), len(measures), figsize=(2.5 * len(measures) + 0.6, 2.3 * len(targets) + 0.5), squeeze=False,
                                 sharey="row")
     for row, target in enumerate(targets):
         for column, name in enumerate(measures):
-            ax, own = axes[row, column], table[(table["target"] == target) & table[name].notna()]
-            for bridge, part in own.groupby("bridge", sort=False):
-                plain = bridge == ""
-                ax.scatter(part[name], part["auc"], s=44 if plain else 22, marker="s" if plain else "o", lw=0.6,
-                           color="0.1" if plain else colours[bridge], edgecolor="white", zorder=3 if plain else 2)
+            ax, own = axes[row, column], table[(table["label"] == target) & table[name].notna()]
+            for kind in kinds:
+                part = own[(own["bridge"] != "") & (own["family"] == kind)]
+                ax.scatter(part[name], part["auc"], s=28, marker=looks[kind][1], lw=0.5, color=[looks[kind][0]], edgecolor="white", label=kind)
+            plain = own[own["bridge"] == ""]
+            ax.scatter(plain[name], plain["auc"], s=46, marker="s", lw=0.6, color="0.1", edgecolor="white", zorder=3, label="the source network")
             ax.locator_params(axis="x", nbins=4)
             ax.ticklabel_format(axis="x", useOffset=False)
             ax.tick_params(labelsize=8)
             if row == len(targets) - 1:
                 ax.set_xlabel(MEASURE_AXES.get(name, name), fontsize=9)
             if column == 0:
-                ax.set_ylabel(_titled(titles.get(target, target), 26) + "\nAUC", fontsize=8)
-    figure.text(0.01, -0.01, ("Square: the source network; circles: bridge networks, one colour a bridge. " + note).strip(), fontsize=8,
-                color="0.35", va="top")
+                ax.set_ylabel(_titled(target, 26) + "\nAUC", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=8)
+    if note:
+        figure.text(0.01, -0.01, note, fontsize=8, color="0.35", va="top")
     return figure
 
 
@@ -353,9 +357,10 @@ def pair_forest(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float
 
 
 def atlas(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | None = None, note: str = "") -> Figure:
-    """The effect of each bridge against the number of training images, one panel a target and way to use the network: ``target``,
-    ``way``, ``a``, ``n_train``, ``estimate``, ``low``, ``high``."""
-    table = table.assign(panel=[f"{titles.get(t, t)} ({w})" for t, w in zip(table["target"], table["way"], strict=True)])
+    """The effect of each bridge against the number of training images, one panel a target, backbone and way to use the network:
+    ``target``, ``backbone``, ``way``, ``a``, ``n_train``, ``estimate``, ``low``, ``high``."""
+    several = table["backbone"].nunique() > 1
+    table = table.assign(panel=[f"{titles.get(r.target, r.target)} ({r.way}{f', {r.backbone}' if several else ''})" for r in table.itertuples()])
     panels, bridges = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table["a"]))
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)

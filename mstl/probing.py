@@ -134,6 +134,26 @@ def fitting(model, data: ImageSet):
     return model
 
 
+def distinct(data: ImageSet, rows: np.ndarray) -> np.ndarray:
+    """The ``rows`` without exact copies: of images with the same pixels and the same label the first. Copies would count as agreement
+    between features and labels, and where there are fewer images than features LogME has no maximum with them."""
+    first = {}
+    for row in np.asarray(rows, np.int64):
+        first.setdefault((hashlib.sha256(np.ascontiguousarray(data.images[row])).digest(), int(data.labels[row])), row)
+    return np.array(list(first.values()), dtype=np.int64)
+
+
+def promise(folder: str | Path, data: ImageSet, rows: np.ndarray, *, n_max: int, seed: int = 0) -> dict[str, float | None]:
+    """The measures of the checkpoint in ``folder`` on at most ``n_max`` of the images ``rows``, exact copies left out: what is said of
+    a network before it is trained on them. As :func:`measure`."""
+    rows = distinct(data, rows)
+    if len(rows) > n_max:
+        rows = rows[transferability.stratified_part(np.unique(data.labels[rows], return_inverse=True)[1], n_max, seed)]
+    seen = describe(folder, data, rows=rows)
+    theta = None if seen.probabilities is None else seen.probabilities[rows]
+    return measure(seen.features[rows], data.labels[rows], source_probs=theta, n_max=n_max, seed=seed)
+
+
 def measure(
     features: np.ndarray, labels: np.ndarray, *, source_probs: np.ndarray | None = None, names: Sequence[str] = tuple(MEASURES),
     n_max: int = 2000, seed: int = 0,
