@@ -63,7 +63,7 @@ def plan(study: Study) -> list[PlannedRun]:
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
     runs += targets
-    for lineage in [lineage for lineage in study.lineages if lineage.arms is None] if study.probe.targets else []:
+    for lineage in [lineage for lineage in study.lineages if lineage.arms is None or "mstl" in lineage.arms] if study.probe.targets else []:
         before = [run for run in runs if run.stage in ("10_source", "20_bridge") and run.parameters["lineage"] == lineage.name]
         adapted = study.probe.adapted.get(lineage.name)
         for name in study.probe.targets:

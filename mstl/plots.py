@@ -361,14 +361,22 @@ def atlas(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | Non
     ``target``, ``backbone``, ``way``, ``a``, ``n_train``, ``estimate``, ``low``, ``high``."""
     several = table["backbone"].nunique() > 1
     table = table.assign(panel=[f"{titles.get(r.target, r.target)} ({r.way}{f', {r.backbone}' if several else ''})" for r in table.itertuples()])
-    panels, bridges = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table["a"]))
-    columns = min(2, len(panels))
+    places = table.drop_duplicates("panel").set_index("panel")
+    ways, blocks = sorted(set(places["way"]), reverse=True), list(dict.fromkeys(zip(places["target"], places["backbone"], strict=True)))
+    panels, bridges = list(places.index), list(dict.fromkeys(table["a"]))
+    if len(ways) > 1:  # a column a way: linear probe, fine-tuning
+        at = {(r.target, r.backbone, r.way): r.Index for r in places.itertuples()}
+        panels = [at.get((*block, way)) for block in blocks for way in ways]
+    columns = len(ways) if len(ways) > 1 else min(2, len(panels))
     rows = -(-len(panels) // columns)
     colours = dict(zip(bridges, [ARMS["mstl"], *_OTHERS * (1 + len(bridges) // len(_OTHERS))], strict=False))
     figure, axes = subplots(rows, columns, figsize=(7.4, 2.5 * rows + 0.7), sharey=True, squeeze=False)
     for ax in axes.flat[len(panels):]:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, panels, strict=False):
+        if name is None:
+            ax.set_axis_off()
+            continue
         ax.axhline(0, color="0.25", lw=1)
         if margin:
             ax.axhspan(-margin, margin, color="0.93", zorder=0)
@@ -380,14 +388,15 @@ def atlas(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | Non
         ax.set_xscale("log", base=2)
         ticks = sorted(table.loc[table["panel"] == name, "n_train"].unique())
         ax.set_xticks(ticks, [str(t) for t in ticks], fontsize=8)
+        ax.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
         ax.minorticks_off()
         ax.set_title(_titled(name, 44), fontsize=9)
         ax.set_xlabel("training images", fontsize=9)
         ax.tick_params(axis="y", labelsize=8)
     for ax in axes[:, 0]:
         ax.set_ylabel("difference in AUC, bridge − ctl", fontsize=8)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(labels)), fontsize=8)
+    known = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=min(6, len(known)), fontsize=8)
     if note:
         figure.text(0.01, -0.01, f"Bars: intervals. {note}", fontsize=8, color="0.35", va="top")
     return figure
