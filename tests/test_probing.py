@@ -1,6 +1,8 @@
 """Probes of frozen features, rankings by the measures, and the tables of the ablations."""
 
 import json
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -131,6 +133,24 @@ def test_measures_of_a_head_are_absent_without_one_and_more_images_than_the_limi
     assert few["leep"] is None and few["logme"] == transferability.logme(features[rows], labels[rows])
 
 
+def test_exact_copies_are_left_out_of_the_measures_where_their_labels_agree(images, folder):
+    pixels, labels = images.images.copy(), images.labels.copy()
+    same, other = np.flatnonzero(labels == labels[0])[1], np.flatnonzero(labels != labels[0])[0]
+    pixels[same], pixels[other] = pixels[0], pixels[0]
+    copied = SimpleNamespace(images=pixels, labels=labels)
+    rows = np.arange(len(labels))
+    np.testing.assert_array_equal(probing.distinct(copied, rows), np.delete(rows, same))
+    assert 0 not in probing.distinct(copied, rows[::-1]) and same in probing.distinct(copied, rows[::-1])
+
+
+def test_a_promise_is_the_measures_of_a_part_of_the_images_and_needs_no_more_of_them(images, folder):
+    rows = np.arange(0, len(images), 2)
+    promised = probing.promise(folder, images, rows, n_max=len(rows))
+    seen = probing.describe(folder, images, rows=rows)
+    assert promised == probing.measure(seen.features[rows], images.labels[rows], source_probs=seen.probabilities[rows])
+    assert set(probing.promise(folder, images, rows, n_max=20)) == set(probing.MEASURES)
+
+
 def test_an_unknown_measure_and_damaged_features_end_in_one_sentence():
     features, labels = blobs()
     with pytest.raises(MstlError, match="'legme' does not exist"):
@@ -218,6 +238,33 @@ def test_a_measure_that_is_missing_in_one_fold_is_missing_and_not_the_mean_of_th
     second.loc[second["bridge"] == "b03", "logme"] = np.nan
     own = agreement.checkpoints(pd.concat([scores, second]), table).set_index("bridge")
     assert own.loc["b03", "logme"].isna().all() and own.drop("b03")["logme"].notna().all() and own["h_score"].notna().all()
+
+
+def test_a_bridge_as_one_point_is_the_mean_of_its_chains_and_its_ceiling_is_higher():
+    scores, table = tables()
+    scores.loc[scores["bridge"].eq("b02") & scores["seed"].eq(1), "logme"] = np.nan
+    found = agreement.checkpoints(scores, table)
+    found = found[~(found["bridge"].eq("b05") & found["seed"].eq(1))]
+    means = agreement.bridge_means(found).set_index("bridge")
+    assert len(means) == 13 and not {"", "b05"} & set(means.index)  # a bridge that lacks a chain is left out
+    assert means.loc["b03", "auc"] == found[found["bridge"] == "b03"]["auc"].mean() and np.isnan(means.loc["b02", "logme"])
+    assert agreement.agreements(means.reset_index(), n_resamples=100).set_index("measure").loc["H-score", "n_groups"] == 13
+    one, all_chains = (agreement.ceilings(found, averaged=mean)["kendall"].iloc[0] for mean in (False, True))
+    assert one < all_chains <= 1
+
+
+def test_bridges_of_the_same_images_and_control_are_a_family():
+    bridges = {"cells": {"data": "c"}, "half": {"data": "c", "images": 0.5}, "dealt": {"data": "c", "control": "labels"}}
+    assert agreement.families(["cells", "half", "dealt", "theirs"], bridges) == {
+        "cells": "c", "half": "c", "dealt": "c, labels shuffled", "theirs": "theirs"}
+
+
+def test_what_the_source_promised_stands_beside_what_the_bridge_reached():
+    learned = pd.DataFrame({"backbone": "net", "bridge": ["a", "b"], "images": 9, "held_out": 3, "chance": 0.25, "accuracy": [0.5, np.nan],
+                            "least": 0.4, "most": 0.6, "measures": [{"leep": -0.5, "nce": None}, {}]})
+    shown = agreement.tidy_promised(learned)
+    assert shown.index.tolist() == ["a"] and shown.loc["a", ["LEEP", "NCE", "accuracy reached", "chance"]].tolist() == ["-0.5", "—", "0.50", "0.25"]
+    assert agreement.tidy_promised(learned.iloc[:0]).empty
 
 
 def test_a_measure_of_the_head_is_compared_between_heads_of_equal_size_only():
