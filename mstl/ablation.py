@@ -93,35 +93,37 @@ def learned(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
     Read from the records of the bridge stage that lie beside those runs: ``images`` it was trained on, ``held_out`` images of whole
     groups that it never saw, ``chance`` (accuracy of guessing), and over the chains the mean ``accuracy`` on the held-out images with
-    its ``least`` and ``most``; NaN where no weight was trained or no group could be held out. ``measures``: the transferability
-    measures of its source network on its training images. Empty for tables without such records.
+    its ``least`` and ``most``; NaN where no weight was trained or no group could be held out. Where each chain has its own draw,
+    ``images`` and ``held_out`` are those of the last one. Empty for tables without such records.
     """
     rows = {}
     for place in map(Path, places):
         folder = place if place.is_dir() else place.parent
-        if not (folder / RECORD).is_file():
-            continue
-        for parent in json.loads((folder / RECORD).read_text(encoding="utf-8"))["parents"]:
-            bridge = folder.parent.parent / parent
-            if not parent.startswith("20_bridge/") or parent in rows or not (bridge / "metrics.json").is_file():
+        for parent in _said(folder / RECORD).get("parents", []):
+            own, of = (_said(folder.parent.parent / parent / name) for name in ("metrics.json", RECORD))
+            if not parent.startswith("20_bridge/") or parent in rows or "accuracy" not in own:
                 continue
-            own, of = (json.loads((bridge / name).read_text(encoding="utf-8")) for name in ("metrics.json", RECORD))
             reached = np.array([np.nan if v is None else v for v in own["accuracy"].values()], dtype=float)
             known = np.isfinite(reached).any()
             rows[parent] = {"backbone": of["parameters"]["backbone"], "bridge": of["parameters"]["bridge"], "images": own["images"],
                             "held_out": own["held_out"], "chance": own["chance"],
-                            "measures": own.get("measures", {}),
                             **{name: float(f(reached)) if known else np.nan
                                for name, f in (("accuracy", np.nanmean), ("least", np.nanmin), ("most", np.nanmax))}}
-    return pd.DataFrame(rows.values(), columns=["backbone", "bridge", "images", "held_out", "chance", "measures", "accuracy", "least", "most"])
+    return pd.DataFrame(rows.values(), columns=["backbone", "bridge", "images", "held_out", "chance", "accuracy", "least", "most"])
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """What a JSON file of a run says; nothing where there is none."""
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return said if isinstance(said, dict) else {}
 
 
 def tidy_learned(rows: pd.DataFrame) -> pd.DataFrame:
     """The table of :func:`learned` to look at."""
     out = rows[["backbone", "bridge"]].copy()
-    out["accuracy, held-out groups"] = [f"{r.accuracy:.2f} ({r.least:.2f} to {r.most:.2f})" if np.isfinite(r.accuracy) else "not known"
+    out["accuracy, held-out groups"] = [f"{r.accuracy:.1%} ({r.least:.1%} to {r.most:.1%})" if np.isfinite(r.accuracy) else "not known"
                                         for r in rows.itertuples()]
-    out["chance"] = rows["chance"].map("{:.2f}".format)
+    out["chance"] = rows["chance"].map("{:.1%}".format)
     out["images"], out["held out"] = rows["images"], rows["held_out"]
     return out.set_index(["backbone", "bridge"] if out["backbone"].nunique() > 1 else "bridge")[["accuracy, held-out groups", "chance", "images", "held out"]]
 

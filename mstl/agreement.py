@@ -226,17 +226,19 @@ def tidy(found: pd.DataFrame) -> pd.DataFrame:
     return out.set_index(keep)[["Pearson's r", "Kendall's τ", "weighted τ", "checkpoints", "bridges"]]
 
 
-def tidy_promised(learned: pd.DataFrame) -> pd.DataFrame:
-    """The hop from the source to the bridge, from the table of ``ablation.learned``: what the measures said of the source network on
-    each bridge's training images, beside the accuracy that the bridge reached on held-out groups."""
-    known = learned[learned["measures"].map(bool).astype(bool)]
-    out = known[["backbone", "bridge"]].copy()
+def hops(places: Iterable[str | os.PathLike], learned: pd.DataFrame) -> pd.DataFrame:
+    """The hop from the source to the bridge to look at: what the measures said of the source network on each bridge's images
+    (``first_hop.csv`` of the first-hop stage, folders or files), beside the accuracy that the bridge then reached on held-out groups
+    and that of guessing, from the table of ``ablation.learned``; "—" where it is not known."""
+    files = [Path(place) / "first_hop.csv" if Path(place).is_dir() else Path(place) for place in places]
+    table = pd.concat([pd.read_csv(file) for file in files], ignore_index=True) if files else pd.DataFrame(columns=["backbone", "bridge", *MEASURES])
+    table = table.merge(learned[["backbone", "bridge", "accuracy", "chance"]], on=["backbone", "bridge"], how="left")
+    out = table[["backbone", "bridge"]].copy()
     for name, (shown, _) in MEASURES.items():
-        out[shown] = [f"{v:.3g}" if (v := own.get(name)) is not None else "—" for own in known["measures"]]
-    out["accuracy reached"] = [f"{r.accuracy:.2f}" if np.isfinite(r.accuracy) else "—" for r in known.itertuples()]
-    out["chance"] = known["chance"].map("{:.2f}".format)
-    return out.set_index(["backbone", "bridge"] if out["backbone"].nunique() > 1 else "bridge").drop(
-        columns=[] if out["backbone"].nunique() > 1 else "backbone")
+        out[shown] = ["—" if pd.isna(value) else f"{value:.3g}" for value in table[name]]
+    for name, shown in (("accuracy", "accuracy reached"), ("chance", "chance")):
+        out[shown] = ["—" if pd.isna(value) else f"{value:.1%}" for value in table[name]]
+    return out.set_index(["backbone", "bridge"])
 
 
 def bridge_means(table: pd.DataFrame) -> pd.DataFrame:

@@ -65,6 +65,8 @@ def plan(study: Study) -> list[PlannedRun]:
     runs += targets
     for lineage in [lineage for lineage in study.lineages if lineage.arms is None or "mstl" in lineage.arms] if study.probe.targets else []:
         before = [run for run in runs if run.stage in ("10_source", "20_bridge") and run.parameters["lineage"] == lineage.name]
+        first = common | _first_hop(study, lineage, before[0].path)
+        runs.append(_run("36_first_hop", first, name=lineage.name, needs=[first["parent"]], outputs=["first_hop.csv", "metrics.json"]))
         adapted = study.probe.adapted.get(lineage.name)
         for name in study.probe.targets:
             given = common | _probe(study, lineage, name, before)
@@ -142,6 +144,12 @@ def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict
             "seeds": bridge.seeds or study.seeds} | varied
 
 
+def _first_hop(study: Study, lineage: Lineage, parent: str) -> dict[str, Any]:
+    unsaid = {"name", "targets", "lineages", "seeds", "recipe"}
+    return {"lineage": lineage.name, "backbone": lineage.backbone, "source": lineage.source, "parent": parent, "seed": study.seeds[0],
+            "bridges": {bridge.name: bridge.model_dump(exclude_defaults=True, exclude=unsaid) | {"data": bridge.data} for bridge in _bridges(study, lineage)}}
+
+
 def _probe(study: Study, lineage: Lineage, name: str, before: list[PlannedRun]) -> dict[str, Any]:
     target = study.targets[name]
     return {key: getattr(target, key) for key in _TASK} | {
@@ -210,12 +218,13 @@ def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Map
         "threads": study.threads, "image_size": study.image_size, "seeds": study.seeds,
         "bridges": {bridge.name: bridge.model_dump(exclude_defaults=True, exclude={"name", "targets", "lineages", "seeds"}) for bridge in study.bridges},
         "parents": [path for path in read if path.startswith(("10_source/", "20_bridge/"))],
-        "predictions": [path for path in read if not path.startswith(("10_source/", "20_bridge/"))],
+        "predictions": [path for path in read if not path.startswith(("10_source/", "20_bridge/", "36_first_hop/"))],
+        "hops": [path for path in read if path.startswith("36_first_hop/")],
         "scores": [path for path in read if path.startswith("35_probe/")]}
     parameters = {key: value for key, value in given.items() if key in declared} | entry.parameters
     if tables is None:
         return _run(entry.notebook, parameters, name=entry.name, needs=read, outputs=["metrics.json"])
-    for key, name in (("predictions", "predictions.csv"), ("scores", "transferability.csv")):
+    for key, name in (("predictions", "predictions.csv"), ("scores", "transferability.csv"), ("hops", "first_hop.csv")):
         if key in parameters:
             parameters[key] = [os.path.relpath(_table(tables[path] / name), paths.home()) for path in parameters[key]]
     files = [table for path in read for table in _tables(tables[path])]
@@ -230,7 +239,7 @@ def _reference(study: Study) -> list[PlannedRun]:
     ``results``) reads its committed tables in place of training.
     """
     tables = {f"{path.parent.parent.name}/{path.parent.name}": path.parent
-              for path in paths.share("data", "reference").glob("*/*/predictions.csv*")}
+              for name in ("predictions.csv*", "first_hop.csv") for path in paths.share("data", "reference").glob(f"*/*/{name}")}
     if not tables:
         return []
     reference = read_study("reference" if "reference" in studies() else study.name).model_copy(update={"show_reference": False})
@@ -282,6 +291,7 @@ def _simulated(name: str) -> bool:
 def _own_files(parameters: Mapping[str, Any]) -> list[Path]:
     """Files of the user's own that decide a run: weights, manifests, arrays, tables."""
     data = parameters.get("data", [])
-    names = [parameters.get("source", ""), *([data] if isinstance(data, str) else data), *parameters.get("more", [])]
+    names = [parameters.get("source", ""), *([data] if isinstance(data, str) else data)]
     places = [paths.home(name) for name in names if "/" in name]
+    places += [place for name in parameters.get("more", []) if (place := paths.home(name)).is_file()]
     return [place / "manifest.csv" if (place / "manifest.csv").is_file() else place for place in places]

@@ -226,7 +226,7 @@ def measure_scatter(table: pd.DataFrame, measures: Sequence[str], *, note: str =
     targets = list(dict.fromkeys(table["label"]))
     kinds = list(dict.fromkeys(table.loc[table["bridge"] != "", "family"]))
     colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9, 7, 8)]
-    looks = {kind: (colours[place % 9], "oD^v<>phd"[place % 9]) for place, kind in enumerate(kinds)}
+    looks = {kind: (colours[place % 9], "oD^v<>phd"[(place + place // 9) % 9]) for place, kind in enumerate(kinds)}
     figure, axes = subplots(len(targets), len(measures), figsize=(2.5 * len(measures) + 0.6, 2.3 * len(targets) + 0.5), squeeze=False,
                                 sharey="row")
     for row, target in enumerate(targets):
@@ -359,6 +359,8 @@ def pair_forest(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float
 def atlas(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float | None = None, note: str = "") -> Figure:
     """The effect of each bridge against the number of training images, one panel a target, backbone and way to use the network:
     ``target``, ``backbone``, ``way``, ``a``, ``n_train``, ``estimate``, ``low``, ``high``."""
+    if table.empty:
+        return _nothing("No bridge stands beside a ctl of the same target, backbone and variant.")
     several = table["backbone"].nunique() > 1
     table = table.assign(panel=[f"{titles.get(r.target, r.target)} ({r.way}{f', {r.backbone}' if several else ''})" for r in table.itertuples()])
     places = table.drop_duplicates("panel").set_index("panel")

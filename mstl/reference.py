@@ -14,7 +14,7 @@ from mstl.errors import MstlError
 from mstl.study import RECORD
 
 #: Stages whose tables an analysis reads; analyses themselves are recomputed.
-STAGES = ("10_source", "20_bridge", "30_target", "35_probe", "53_leakage", "7")
+STAGES = ("10_source", "20_bridge", "30_target", "35_probe", "36_first_hop", "53_leakage", "7")
 #: Bytes above which a predictions table of the probes is packed and its validation rows, which nothing reads, are left out.
 LARGE = 2_000_000
 

@@ -143,12 +143,16 @@ def test_exact_copies_are_left_out_of_the_measures_where_their_labels_agree(imag
     assert 0 not in probing.distinct(copied, rows[::-1]) and same in probing.distinct(copied, rows[::-1])
 
 
-def test_a_promise_is_the_measures_of_a_part_of_the_images_and_needs_no_more_of_them(images, folder):
-    rows = np.arange(0, len(images), 2)
-    promised = probing.promise(folder, images, rows, n_max=len(rows))
-    seen = probing.describe(folder, images, rows=rows)
+def test_a_promise_is_the_measures_of_a_part_of_the_images_and_needs_no_more_of_them(images, folder, monkeypatch):
+    rows, asked = np.arange(0, len(images), 2), []
+    describe = probing.describe
+    monkeypatch.setattr(probing, "describe", lambda *args, rows: asked.append(rows) or describe(*args, rows=rows))
+    promised = probing.promise(folder, images, np.append(rows, rows[3]), n_max=1000)  # an image twice is one image
+    seen = describe(folder, images, rows=rows)
     assert promised == probing.measure(seen.features[rows], images.labels[rows], source_probs=seen.probabilities[rows])
-    assert set(probing.promise(folder, images, rows, n_max=20)) == set(probing.MEASURES)
+    probing.promise(folder, images, rows, n_max=20)
+    assert [len(part) for part in asked] == [len(rows), 20] and set(asked[1]) < set(rows)
+    assert set(images.labels[asked[1]]) == set(images.labels[rows])
 
 
 def test_an_unknown_measure_and_damaged_features_end_in_one_sentence():
@@ -259,12 +263,14 @@ def test_bridges_of_the_same_images_and_control_are_a_family():
         "cells": "c", "half": "c", "dealt": "c, labels shuffled", "theirs": "theirs"}
 
 
-def test_what_the_source_promised_stands_beside_what_the_bridge_reached():
-    learned = pd.DataFrame({"backbone": "net", "bridge": ["a", "b"], "images": 9, "held_out": 3, "chance": 0.25, "accuracy": [0.5, np.nan],
-                            "least": 0.4, "most": 0.6, "measures": [{"leep": -0.5, "nce": None}, {}]})
-    shown = agreement.tidy_promised(learned)
-    assert shown.index.tolist() == ["a"] and shown.loc["a", ["LEEP", "NCE", "accuracy reached", "chance"]].tolist() == ["-0.5", "—", "0.50", "0.25"]
-    assert agreement.tidy_promised(learned.iloc[:0]).empty
+def test_what_the_source_promised_stands_beside_what_the_bridge_reached(tmp_path):
+    learned = pd.DataFrame({"backbone": "net", "bridge": ["a", "b"], "chance": 0.25, "accuracy": [0.5, np.nan]})
+    pd.DataFrame({"backbone": "net", "bridge": ["a", "c"], **{name: [-0.5, 1.0] for name in agreement.MEASURES}, "nce": [np.nan, 1]}).to_csv(
+        tmp_path / "first_hop.csv", index=False)
+    shown = agreement.hops([tmp_path], learned)
+    columns = ["LEEP", "NCE", "accuracy reached", "chance"]
+    assert shown.loc[("net", "a"), columns].tolist() == ["-0.5", "—", "50.0%", "25.0%"] and shown.loc[("net", "c"), columns].tolist() == ["1", "1", "—", "—"]
+    assert agreement.hops([], learned.iloc[:0]).empty
 
 
 def test_a_measure_of_the_head_is_compared_between_heads_of_equal_size_only():
@@ -330,9 +336,10 @@ def test_what_a_bridge_learnt_is_read_from_the_records_beside_the_runs(tmp_path)
     record("35_probe/t-net", {}, parents=["10_source/net", "20_bridge/net-cells", "20_bridge/net-statistics"])
     record("35_probe/u-net", {}, parents=["20_bridge/net-cells", "20_bridge/net-gone"])
     (tmp_path / "mine.csv").write_text("")
+    (tmp_path / "run.json").write_text("{}")  # somebody else's
     found = ablation.learned([tmp_path / "35_probe/t-net", tmp_path / "35_probe/u-net/predictions.csv", tmp_path / "mine.csv"])
     assert found["bridge"].tolist() == ["cells", "statistics"] and found.loc[0, ["accuracy", "least", "most"]].tolist() == [0.5, 0.25, 0.75]
-    assert ablation.tidy_learned(found)["accuracy, held-out groups"].tolist() == ["0.50 (0.25 to 0.75)", "not known"]
+    assert ablation.tidy_learned(found)["accuracy, held-out groups"].tolist() == ["50.0% (25.0% to 75.0%)", "not known"]
     assert ablation.learned([tmp_path / "mine.csv"]).empty
 
 

@@ -508,7 +508,7 @@ def test_an_analysis_is_given_what_it_declares_of_the_runs_it_reads():
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
-    ("reads: [\"35_probe/*\", \"30_target/*-vit*\"]", "reads: [\"36_probe/*\"]", "reads 36_probe/\\*, which no run"),
+    ("reads: [\"36_first_hop/*\", \"35_probe/*\", \"30_target/*-vit*\"]", "reads: [\"36_probe/*\"]", "reads 36_probe/\\*, which no run"),
     ("notebook: 50_ablation_half_cells", "notebook: 50_ablation_half", "'50_ablation_half'.*did you mean"),
     ("merge_to: 2  ", "merge_to: 0  ", "random_2 needs both merge"),
     ("lineages: [vit]     #", "lineages: [vid]     #", "lineages names the lineage 'vid'.*did you mean 'vit'"),
