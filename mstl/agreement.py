@@ -72,7 +72,7 @@ def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """One row a checkpoint, target and way to use it: its measures and the performance reached from it.
 
     Columns: target, backbone, source, bridge, hop, seed, way ("linear probe" or "fine-tuning"), auc, n_runs (fits averaged),
-    n (training images), source_classes, and the measures. The source network starts every chain: its performance is the mean over
+    n (training images), source_classes, and the measures; linear probes come first. The source network starts every chain: its performance is the mean over
     them. A measure that is missing in any fold is missing. Only the plain runs count, no other variants.
     """
     names = [name for name in MEASURES if name in scores]
@@ -91,7 +91,7 @@ def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
             rows.append(row | {"way": way, "auc": part["auc"].mean(), "n_runs": len(part)})
     if not rows:
         raise MstlError("No checkpoint of the transferability tables has predictions: give the predictions of the same study.")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("way", ascending=False, kind="stable", ignore_index=True)
 
 
 def agreements(table: pd.DataFrame, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -222,8 +222,8 @@ def tidy(found: pd.DataFrame) -> pd.DataFrame:
         out[shown] = [text(row, field) for row in found.itertuples()]
     out["checkpoints"] = [f"{r.n}" if r.n == r.n_all else f"{r.n} of {r.n_all}" for r in found.itertuples()]
     out["bridges"] = [f"{n}" if n >= ENOUGH else f"{n} (too few)" for n in found["n_groups"]]
-    keep = ["target", *(c for c in ("backbone", "way") if found[c].nunique() > 1), "measure"]
-    return out.set_index(keep)[["Pearson's r", "Kendall's τ", "weighted τ", "checkpoints", "bridges"]]
+    out["target"] = panels(found, {})["label"]
+    return out.set_index(["target", "measure"])[["Pearson's r", "Kendall's τ", "weighted τ", "checkpoints", "bridges"]]
 
 
 def hops(places: Iterable[str | os.PathLike], learned: pd.DataFrame) -> pd.DataFrame:
@@ -269,8 +269,8 @@ def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
     out["SD between chains"] = [f"{v:.4f}" if pd.notna(v) else "" for v in rows["within"]]
     out["Kendall's τ of a measure that knows only the bridge"] = [f"{r.kendall:.2f} ({r.kendall_low:.2f} to {r.kendall_high:.2f})" if pd.notna(r.kendall) else r.note
                                            for r in rows.itertuples()]
-    keep = ["target", *(c for c in ("backbone", "way") if rows[c].nunique() > 1)]
-    return out.set_index(keep).drop(columns=[c for c in ("backbone", "way") if c not in keep])
+    out["target"] = panels(rows, {})["label"]
+    return out.set_index("target").drop(columns=["backbone", "way"])
 
 
 def numbers(found: pd.DataFrame, limits: pd.DataFrame) -> dict[str, float | int]:
