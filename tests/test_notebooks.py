@@ -83,7 +83,7 @@ def test_a_killed_study_completes_when_it_is_called_again(tiny):
     assert killed and again.returncode == 0, again.stdout + again.stderr
     runs = home / "runs" / "tiny"
     assert {p.parent.parent.name for p in runs.glob("*/*/notebook.ipynb")} == {
-        "00_data", "10_source", "20_bridge", "30_target", "35_probe", "60_comparison"}
+        "00_data", "10_source", "20_bridge", "30_target", "35_probe", "36_first_hop", "60_comparison"}
 
 
 @pytest.mark.slow
