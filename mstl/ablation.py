@@ -99,8 +99,8 @@ def learned(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
     rows = {}
     for place in map(Path, places):
         folder = place if place.is_dir() else place.parent
-        for parent in _said(folder / RECORD).get("parents", []):
-            own, of = (_said(folder.parent.parent / parent / name) for name in ("metrics.json", RECORD))
+        for parent in said(folder).get("parents", []):
+            own, of = (said(folder.parent.parent / parent, name) for name in ("metrics.json", RECORD))
             if not parent.startswith("20_bridge/") or parent in rows or "accuracy" not in own:
                 continue
             reached = np.array([np.nan if v is None else v for v in own["accuracy"].values()], dtype=float)
@@ -112,10 +112,11 @@ def learned(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
     return pd.DataFrame(rows.values(), columns=["backbone", "bridge", "images", "held_out", "chance", "accuracy", "least", "most"])
 
 
-def _said(file: Path) -> dict[str, Any]:
-    """What a JSON file of a run says; nothing where there is none."""
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return said if isinstance(said, dict) else {}
+def said(place: Path, name: str = RECORD) -> dict[str, Any]:
+    """What the record (or another JSON file) of a run says, of its folder or of a table in it; nothing where there is none."""
+    file = place / name if place.is_dir() else place.with_name(name)
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def tidy_learned(rows: pd.DataFrame) -> pd.DataFrame:

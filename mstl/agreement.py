@@ -72,8 +72,8 @@ def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """One row a checkpoint, target and way to use it: its measures and the performance reached from it.
 
     Columns: target, backbone, source, bridge, hop, seed, way ("linear probe" or "fine-tuning"), auc, n_runs (fits averaged),
-    n (training images), source_classes, and the measures; linear probes come first. The source network starts every chain: its performance is the mean over
-    them. A measure that is missing in any fold is missing. Only the plain runs count, no other variants.
+    n (training images), source_classes, and the measures; linear probes come first. The source network starts every chain: its
+    performance is the mean over them. A measure that is missing in any fold is missing. Only the plain runs count, no other variants.
     """
     names = [name for name in MEASURES if name in scores]
     grouped = scores.groupby(_KEYS, sort=False, dropna=False)
@@ -275,14 +275,14 @@ def tidy_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(found: pd.DataFrame, limits: pd.DataFrame) -> dict[str, float | int]:
     """Every figure under a name that prose can call: ``tau_<target>_<measure>`` with ``_low`` and ``_high``, ``r_<target>_<measure>``,
-    ``n_<target>_<measure>``, ``missing_<target>_<measure>`` (checkpoints), ``ceiling_<target>``, of the first backbone; fine-tuning ends in ``_tuned``."""
+    ``n_<target>_<measure>``, ``ceiling_<target>``, of the first backbone; fine-tuning ends in ``_tuned``."""
     out: dict[str, float | int] = {}
     first = found["backbone"].iloc[0] if len(found) else ""
     column = {shown: name for name, (shown, _) in MEASURES.items()}
     for row in found[(found["backbone"] == first) & found["kendall"].notna()].itertuples():
         stem = f"{row.target}_{column[row.measure]}" + ("_tuned" if row.way == "fine-tuning" else "")
         out |= {f"tau_{stem}": float(row.kendall), f"tau_{stem}_low": float(row.kendall_low), f"tau_{stem}_high": float(row.kendall_high),
-                f"r_{stem}": float(row.pearson), f"n_{stem}": int(row.n), f"missing_{stem}": int(row.n_all - row.n)}
+                f"r_{stem}": float(row.pearson), f"n_{stem}": int(row.n)}
     if "kendall" in limits:
         for row in limits[(limits["backbone"] == first) & limits["kendall"].notna()].itertuples():
             out[f"ceiling_{row.target}" + ("_tuned" if row.way == "fine-tuning" else "")] = float(row.kendall)

@@ -719,10 +719,11 @@ def _evaluate(
             }
         if "curves" in parts:
             found["curves"] |= {name: _curve_rows(key, name, aligned, resampled, settings) for name in here}
-        for a, b in here_pairs:
-            found["differences"][a, b] = [_difference_row(key, a, b, (a, b) in primary, aligned, resampled, settings)]
         first = [pair for pair in here_pairs if pair in primary] if settings.n_primary else []
-        if first:
+        for a, b in here_pairs:
+            if (a, b) not in first:
+                found["differences"][a, b] = [_difference_row(key, a, b, (a, b) in primary, aligned, resampled, settings)]
+        if first:  # last, because a block's summaries draw from where its resampling ended
             few = {k: v for k, v in statistics.items() if k[1] == settings.metric and k[0] in {name for pair in first for name in pair}}
             finer = aligned.block.resample(few, settings.n_primary, settings.seed)
         for a, b in first:

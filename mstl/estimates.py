@@ -123,7 +123,8 @@ def _seconds(run: PlannedRun, *, gpu: bool = False) -> float:
         read = fits * (n * (1 / p["folds"] if p["design"] == "folds" else 0.3) * 2)
         return start + trained * _each(p, gpu) + read * _each(p, gpu, reading=True)
     if run.stage == "36_first_hop":
-        return start + len(p["bridges"]) * (p.get("n_max", 500) * _each(p, gpu, reading=True) + PROBED)
+        n = p.get("n_max", templates.parameters(run.stage)["n_max"].default)
+        return start + len(p["bridges"]) * (n * _each(p, gpu, reading=True) + PROBED)
     if run.stage == "35_probe":
         networks = sum(len(p["seeds"]) if path.startswith("20_bridge/") else 1 for path in p["parents"])
         n = images(p["data"], p["options"], p["image_size"], p["classes"])

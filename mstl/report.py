@@ -30,8 +30,8 @@ from mstl.errors import MstlError
 from mstl.study import RECORD
 
 #: The stages whose executed notebook the book shows, with the title of the page that stands in where a study has no such run.
-STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage", "35_probe": "Probe stage", "36_first_hop": "The first hop",
-          "40_transferability": "Transferability", "50_ablation_half_cells": "Fewer cell images, fewer cell lines",
+STAGES = {"00_data": "Data", "10_source": "Source stage", "20_bridge": "Bridge stage", "30_target": "Target stage", "35_probe": "Probe stage",
+          "36_first_hop": "The first hop", "40_transferability": "Transferability", "50_ablation_half_cells": "Fewer cell images, fewer cell lines",
           "51_ablation_bridge": "Cells, or anything?", "52_ablation_radimagenet": "Radiology or photographs as the source", "53_leakage": "Leakage",
           "54_when_does_a_bridge_help": "When does a bridge help?", "60_comparison": "Comparison", "61_operating_points": "Operating points",
           "70_detection": "Detection", "71_bone_tumours": "Bone tumours", "72_robustness": "Robustness", "73_backbones": "The classic backbones",

@@ -5,7 +5,6 @@ In these tables a *model* is the source of the arm ctl (``imagenet``, ``cifar10`
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -60,11 +59,11 @@ def budgets(places: Iterable[Path]) -> pd.DataFrame:
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for place in places:
-        record = _record(Path(place))
+        record = ablation.said(Path(place))
         if record.get("parameters", {}).get("arm") != "ctl" or not record.get("lineage"):
             continue
         p, first = record["parameters"], record["lineage"][0]
-        parent = _record(Path(place).parent.parent / (p.get("parent") or "10_source/none"))
+        parent = ablation.said(Path(place).parent.parent / (p.get("parent") or "10_source/none"))
         recipe = parent.get("parameters", {}).get("recipe", {})
         steps, batch, images = _steps(recipe, first.get("images")), recipe.get("batch_size", 32) if recipe else None, first.get("images")
         rows.setdefault((p["backbone"], name(p["source"])), {
@@ -118,11 +117,6 @@ def answer(rows: pd.DataFrame, titles: Mapping[str, str], *, margin: float = 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
-
-def _record(place: Path) -> dict[str, Any]:
-    file = place / "run.json" if place.is_dir() else place.with_name("run.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
 
 def _steps(recipe: Mapping[str, Any], images: int | None) -> int | None:
     """Optimiser steps of a source recipe; its length in epochs needs the number of images."""
