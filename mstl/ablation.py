@@ -27,15 +27,16 @@ _COUNTS = ["n_images", "n_groups", "n_chains", "n_folds"]
 def read(places: Iterable[str | os.PathLike], *, rename: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The predictions of runs or files as one checked table whose ``model`` is ``ctl``, ``scratch`` or the bridge.
 
-    ``rename`` {variant: model}: runs of that variant are a model of the plain comparison under this name, for example ctl with
-    the bridge's steps spent on the target.
+    ``rename`` {variant: model}: ctl in runs of that variant is a model of the plain comparison under this name, for example ctl
+    with the bridge's steps spent on the target; a bridge in such runs is the model ``<bridge>_<model>``.
     """
 
     def named(table: pd.DataFrame) -> pd.DataFrame:
         table["model"] = np.where((table["arm"] == "mstl") & (table["bridge"] != ""), table["bridge"], table["arm"].where(table["arm"] != "", table["model"]))
         for variant, model in (rename or {}).items():
             own = table["variant"] == variant
-            table.loc[own, "model"], table.loc[own, "variant"] = model, ""
+            table.loc[own, "model"] = np.where(table.loc[own, "model"] == "ctl", model, table.loc[own, "model"] + f"_{model}")
+            table.loc[own, "variant"] = ""
         return table
 
     return predictions.read(places, each=named)
@@ -48,7 +49,7 @@ def effects(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: flo
     of the two has are left out. Raises MstlError when two models of a pair do not cover the same test images.
     """
     columns = [*BLOCK, "a", "b", "estimate", "low", "high", "p", "mean_a", "mean_b", "n_train", *_COUNTS, "note"]
-    test = table[table["split"] == "test"]
+    test = table[(table["split"] == "test") & table["model"].isin({name for pair in pairs for name in pair})]
     run = [block for _, block in test.groupby(BLOCK, sort=False) if any(set(pair) <= set(block["model"].unique()) for pair in pairs)]
     if not run:
         return pd.DataFrame(columns=columns)
@@ -166,10 +167,10 @@ def tidy_sizes(rows: pd.DataFrame, *, margin: float = 0.02) -> pd.DataFrame:
 
 def along(rows: pd.DataFrame, parts: pd.DataFrame, full: str) -> pd.DataFrame:
     """Effects with the share of the bridge that each stands for, the whole bridge at the end of every curve: with the columns
-    ``kind``, ``share``, ``steps`` of :func:`curve`."""
+    ``kind``, ``share``, ``steps`` of :func:`curve`. A curve without any part of the bridge is left out."""
     lines = parts[["kind", "steps"]].drop_duplicates().assign(bridge=full, share=1.0)
-    every = pd.concat([parts, lines], ignore_index=True)
-    return rows.merge(every.rename(columns={"bridge": "a"}), on="a")
+    every = pd.concat([parts, lines], ignore_index=True).rename(columns={"bridge": "a"})
+    return rows.merge(every, on="a").groupby([*BLOCK, "kind", "steps"], sort=False).filter(lambda line: (line["a"] != full).any()).reset_index(drop=True)
 
 
 def tally(rows: pd.DataFrame, *, margin: float = 0.02, smallest: str = "") -> str:

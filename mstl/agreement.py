@@ -80,8 +80,7 @@ def checkpoints(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     mean = grouped[[*names, "n", "source_classes"]].mean()
     mean[names] = mean[names].where(grouped[names].count().eq(grouped.size(), axis=0))
     mean = mean.reset_index()
-    auc = reached(table)
-    auc = auc[auc["variant"].isin(["", "probe"])]
+    auc = reached(table[table["variant"].isin(["", "probe"])])
     auc["way"] = np.where(auc["variant"] == "probe", "linear probe", "fine-tuning")
     rows = []
     for row in mean.to_dict("records"):

@@ -108,7 +108,8 @@ def _papermill(template: Path, notebook: Path, parameters: dict[str, Any], stage
 
     def once() -> None:
         papermill.execute_notebook(template, notebook, parameters, kernel_name=KERNEL, language="python", progress_bar=False,
-                                   cwd=_existing(paths.home()), start_timeout=120)
+                                   cwd=_existing(paths.home()), start_timeout=120,
+                                   shutdown_kernel="immediate")  # every file is closed by then; torch's own farewell takes two seconds
 
     try:
         try:

@@ -58,7 +58,7 @@ def plan(study: Study) -> list[PlannedRun]:
             if lineage.targets is not None and name not in lineage.targets:
                 continue
             for arm in target.arms or study.arms if lineage.arms is None else lineage.arms if not variant else []:
-                for bridge in _bridges(study, lineage, name) if arm == "mstl" else [None]:
+                for bridge in _bridges(study, lineage, name, variant) if arm == "mstl" else [None]:
                     parameters = common | _target(study, lineage, name, variant, target, arm, bridge)
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
@@ -130,11 +130,12 @@ def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
             "seed": study.seeds[0]}
 
 
-def _bridges(study: Study, lineage: Lineage, target: str = "") -> list[Bridge]:
-    """The bridges that a lineage has, and that a target, where one is named, is fine-tuned from."""
+def _bridges(study: Study, lineage: Lineage, target: str = "", variant: str = "") -> list[Bridge]:
+    """The bridges that a lineage has, and that a variant of a target, where one is named, is fine-tuned from."""
+    own = study.targets[target].varied(variant).bridges if target else None
     return [bridge for bridge in study.bridges if (bridge.lineages is None or lineage.name in bridge.lineages)
             and (lineage.bridges is None or bridge.name in lineage.bridges)
-            and (not target or bridge.targets is None or target in bridge.targets)]
+            and (not target or bridge.targets is None or target in bridge.targets) and (own is None or bridge.name in own)]
 
 
 def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict[str, Any]:

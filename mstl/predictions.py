@@ -283,15 +283,20 @@ def _words(values: pd.Series) -> pd.Series:
 
 
 def _whole_numbers(values: pd.Series, column: str, name: str) -> np.ndarray:
-    numbers = pd.to_numeric(values.astype(object).where(values.notna() & (values.astype(str) != ""), 0), errors="coerce")
-    _refuse(numbers.isna() | (numbers != numbers.round()), name, lambda row: f"{column} is '{values[row]}', not a whole number")
-    return numbers.to_numpy(np.int64)
+    codes, found = pd.factorize(values)  # each value once; an absent one has the code -1
+    numbers = pd.to_numeric(pd.Series([*(0 if v == "" else v for v in found), 0], dtype=object), errors="coerce")
+    wrong = (numbers.isna() | (numbers != numbers.round())).to_numpy()
+    _refuse(wrong[codes], name, lambda row: f"{column} is '{values[row]}', not a whole number")
+    return numbers.where(~wrong, 0).to_numpy(np.int64)[codes]
 
 
 def _floats(values: pd.Series, column: str, name: str) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(values):
         return values.to_numpy(float, na_value=np.nan)
-    words = values.astype(object).where(values.notna(), "nan").astype(str).str.strip().replace("", "nan").to_numpy(object)
+    if isinstance(values.dtype, pd.StringDtype) and not values.eq("").any():
+        words = values.to_numpy(object)  # an absent one is NaN already
+    else:
+        words = values.astype(object).where(values.notna(), "nan").astype(str).str.strip().replace("", "nan").to_numpy(object)
     try:
         return words.astype(float)
     except ValueError:

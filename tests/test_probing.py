@@ -357,6 +357,9 @@ def test_a_variant_can_be_a_model_of_its_own_and_a_bridge_gives_its_name(tmp_pat
     predictions.write(more, tmp_path / "b.csv")
     read = ablation.read([tmp_path / "a.csv", tmp_path / "b.csv"], rename={"more_steps": "longer"})
     assert set(read["model"]) == {"ctl", "b01", "longer"} and set(read.loc[read["model"] == "longer", "variant"]) == {""}
+    predictions.write(table.assign(variant="more_steps"), tmp_path / "b.csv")
+    read = ablation.read([tmp_path / "a.csv", tmp_path / "b.csv"], rename={"more_steps": "longer"})
+    assert set(read["model"]) == {"ctl", "b01", "longer", "b01_longer"}
 
 
 def test_models_on_different_images_are_not_compared():
@@ -376,6 +379,11 @@ def test_the_curve_takes_the_parts_of_the_whole_bridge_and_no_substitute():
     assert parts.loc["half_steps", "steps"] == "equal steps" and parts.loc["lines", ["kind", "share"]].tolist() == ["lines", 0.25]
     with pytest.raises(MstlError, match="'cell' is not one of the study"):
         ablation.curve(bridges, "cell")
+    rows = pd.DataFrame({"target": "t", "variant": ["", "", "probe", "probe", "probe"], "backbone": "b", "a": ["cells", "half", "cells", "half", "half_steps"]})
+    lines = ablation.along(rows, parts.reset_index(), "cells").groupby(["variant", "kind", "steps"])["share"].apply(sorted)
+    images = "images of every line"
+    assert lines.to_dict() == {("", images, "equal epochs"): [0.5, 1.0], ("probe", images, "equal epochs"): [0.5, 1.0],
+                               ("probe", images, "equal steps"): [0.5, 1.0]}  # no line of which there is the whole alone
 
 
 def test_verdicts_follow_the_interval_and_the_margin():
