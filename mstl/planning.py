@@ -195,14 +195,15 @@ def _comparison(study: Study) -> dict[str, Any]:
 
 def _compared(study: Study, run: PlannedRun, targets: list[PlannedRun]) -> bool:
     """Whether a run of the target stage belongs to the comparison of the arms: ablations (other bridges than the first, lineages with
-    arms of their own, a variant with one arm alone) have analyses of their own."""
+    arms of their own, a variant with one arm alone, what the study says is not compared) have analyses of their own."""
     def block(other: PlannedRun) -> tuple[str, ...]:
         return tuple(other.parameters[key] for key in ("target", "variant", "lineage"))
 
     arms = {other.parameters["arm"] for other in targets if block(other) == block(run)}
     lineage = next(lineage for lineage in study.lineages if lineage.name == run.parameters["lineage"])
     main = lineage.arms is None and (not run.parameters["bridge"] or run.parameters["bridge"] == study.bridges[0].name)
-    return main and (len(arms) > 1 or not run.parameters["variant"])
+    asked = study.targets[run.parameters["target"]].varied(run.parameters["variant"]).compared is not False
+    return main and asked and (len(arms) > 1 or not run.parameters["variant"])
 
 
 def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Mapping[str, Path] | None = None) -> PlannedRun:

@@ -148,6 +148,7 @@ class Settings(_Keys):
     tuning: Tuning | None = None  # default: the study's
     arms: list[Arm] | None = None  # default: the study's
     bridges: list[Name] | None = None  # of the arm mstl; default: all that are fine-tuned on the target
+    compared: bool | None = None  # false: not part of the comparison and its family of tests; an analysis reads it
     seeds: list[int] | None = None  # chains; default: the study's
 
 

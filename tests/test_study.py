@@ -496,6 +496,11 @@ def test_a_variant_may_be_fine_tuned_from_fewer_bridges(tmp_path):
     chest = study.targets["chest"].model_copy(update={"variants": variants})
     bridges = [bridge.model_copy(update={"targets": None, "lineages": None}) for bridge in study.bridges]
     study = study.model_copy(update={"targets": {"chest": chest}, "bridges": bridges, "analyses": [], "probe": studyfile.Probe()})
+    for compared in (True, False):
+        study.targets["chest"].variants["every"] = variants["every"].model_copy(update={"compared": compared})
+        plan = {run.path: run for run in planning.plan(study)}
+        read = [plan[path].parameters for path in plan["60_comparison/all"].parameters["predictions"]]
+        assert {p["variant"] for p in read} == ({"", "every"} if compared else {""}) and {p["bridge"] for p in read} == {"", "cells"}
     made = {(run.parameters["variant"], run.parameters["bridge"]) for run in planning.plan(study) if run.stage == "30_target" and run.parameters["arm"] == "mstl"}
     assert made == {("", "cells"), *(("every", bridge.name) for bridge in bridges)}
     with pytest.raises(MstlError, match="targets.chest.bridges"):
