@@ -27,16 +27,15 @@ _COUNTS = ["n_images", "n_groups", "n_chains", "n_folds"]
 def read(places: Iterable[str | os.PathLike], *, rename: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The predictions of runs or files as one checked table whose ``model`` is ``ctl``, ``scratch`` or the bridge.
 
-    ``rename`` {variant: model}: ctl in runs of that variant is a model of the plain comparison under this name, for example ctl
-    with the bridge's steps spent on the target; a bridge in such runs is the model ``<bridge>_<model>``.
+    ``rename`` {variant: model}: runs of that variant are a model of the plain comparison under this name, for example ctl with
+    the bridge's steps spent on the target.
     """
 
     def named(table: pd.DataFrame) -> pd.DataFrame:
         table["model"] = np.where((table["arm"] == "mstl") & (table["bridge"] != ""), table["bridge"], table["arm"].where(table["arm"] != "", table["model"]))
         for variant, model in (rename or {}).items():
             own = table["variant"] == variant
-            table.loc[own, "model"] = np.where(table.loc[own, "model"] == "ctl", model, table.loc[own, "model"] + f"_{model}")
-            table.loc[own, "variant"] = ""
+            table.loc[own, "model"], table.loc[own, "variant"] = model, ""
         return table
 
     return predictions.read(places, each=named)

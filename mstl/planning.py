@@ -58,7 +58,7 @@ def plan(study: Study) -> list[PlannedRun]:
             if lineage.targets is not None and name not in lineage.targets:
                 continue
             for arm in target.arms or study.arms if lineage.arms is None else lineage.arms if not variant else []:
-                for bridge in _bridges(study, lineage, name, variant) if arm == "mstl" else [None]:
+                for bridge in _bridges(study, lineage, name) if arm == "mstl" else [None]:
                     parameters = common | _target(study, lineage, name, variant, target, arm, bridge)
                     needs = [parameters["parent"]] if parameters["parent"] else _same_scratch(targets, parameters)
                     targets.append(_run("30_target", parameters, needs=needs, outputs=["predictions.csv", "metrics.json"]))
@@ -130,12 +130,11 @@ def _source(study: Study, lineage: Lineage) -> dict[str, Any]:
             "seed": study.seeds[0]}
 
 
-def _bridges(study: Study, lineage: Lineage, target: str = "", variant: str = "") -> list[Bridge]:
-    """The bridges that a lineage has, and that a variant of a target, where one is named, is fine-tuned from."""
-    own = study.targets[target].varied(variant).bridges if target else None
+def _bridges(study: Study, lineage: Lineage, target: str = "") -> list[Bridge]:
+    """The bridges that a lineage has, and that a target, where one is named, is fine-tuned from."""
     return [bridge for bridge in study.bridges if (bridge.lineages is None or lineage.name in bridge.lineages)
             and (lineage.bridges is None or bridge.name in lineage.bridges)
-            and (not target or bridge.targets is None or target in bridge.targets) and (own is None or bridge.name in own)]
+            and (not target or bridge.targets is None or target in bridge.targets)]
 
 
 def _bridge(study: Study, lineage: Lineage, bridge: Bridge, parent: str) -> dict[str, Any]:
@@ -195,15 +194,14 @@ def _comparison(study: Study) -> dict[str, Any]:
 
 def _compared(study: Study, run: PlannedRun, targets: list[PlannedRun]) -> bool:
     """Whether a run of the target stage belongs to the comparison of the arms: ablations (other bridges than the first, lineages with
-    arms of their own, a variant with one arm alone, what the study says is not compared) have analyses of their own."""
+    arms of their own, a variant with one arm alone) have analyses of their own."""
     def block(other: PlannedRun) -> tuple[str, ...]:
         return tuple(other.parameters[key] for key in ("target", "variant", "lineage"))
 
     arms = {other.parameters["arm"] for other in targets if block(other) == block(run)}
     lineage = next(lineage for lineage in study.lineages if lineage.name == run.parameters["lineage"])
     main = lineage.arms is None and (not run.parameters["bridge"] or run.parameters["bridge"] == study.bridges[0].name)
-    asked = study.targets[run.parameters["target"]].varied(run.parameters["variant"]).compared is not False
-    return main and asked and (len(arms) > 1 or not run.parameters["variant"])
+    return main and (len(arms) > 1 or not run.parameters["variant"])
 
 
 def _analysis(study: Study, entry: Analysis, runs: list[PlannedRun], tables: Mapping[str, Path] | None = None) -> PlannedRun:

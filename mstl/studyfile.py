@@ -147,8 +147,6 @@ class Settings(_Keys):
     recipe: RecipeKeys = RecipeKeys()
     tuning: Tuning | None = None  # default: the study's
     arms: list[Arm] | None = None  # default: the study's
-    bridges: list[Name] | None = None  # of the arm mstl; default: all that are fine-tuned on the target
-    compared: bool | None = None  # false: not part of the comparison and its family of tests; an analysis reads it
     seeds: list[int] | None = None  # chains; default: the study's
 
 
@@ -329,9 +327,6 @@ def _consistent(study: Study, path: Path) -> Study:
         named += [(f"lineages.{lineage.name}.targets", "target", lineage.targets), (f"lineages.{lineage.name}.bridges", "bridge", lineage.bridges)]
     for bridge in study.bridges:
         named += [(f"bridges.{bridge.name}.targets", "target", bridge.targets), (f"bridges.{bridge.name}.lineages", "lineage", bridge.lineages)]
-    for name, target in study.targets.items():
-        named += [(f"targets.{place}.bridges", "bridge", own.bridges)
-                  for place, own in [(name, target), *((f"{name}.variants.{key}", own) for key, own in target.variants.items())]]
     for key, kind, names in named:
         for name in names or []:
             if name not in known[kind]:

@@ -357,9 +357,6 @@ def test_a_variant_can_be_a_model_of_its_own_and_a_bridge_gives_its_name(tmp_pat
     predictions.write(more, tmp_path / "b.csv")
     read = ablation.read([tmp_path / "a.csv", tmp_path / "b.csv"], rename={"more_steps": "longer"})
     assert set(read["model"]) == {"ctl", "b01", "longer"} and set(read.loc[read["model"] == "longer", "variant"]) == {""}
-    predictions.write(table.assign(variant="more_steps"), tmp_path / "b.csv")
-    read = ablation.read([tmp_path / "a.csv", tmp_path / "b.csv"], rename={"more_steps": "longer"})
-    assert set(read["model"]) == {"ctl", "b01", "longer", "b01_longer"}
 
 
 def test_models_on_different_images_are_not_compared():

@@ -489,24 +489,6 @@ def test_what_a_variant_tunes_goes_before_what_its_lineage_does():
     assert steps == {"": [5], "more": [9]}
 
 
-def test_a_variant_may_be_fine_tuned_from_fewer_bridges(tmp_path):
-    study = planning.read_study("smoke")
-    assert study.targets["chest"].bridges == ["cells"]
-    variants = {"every": studyfile.Settings(bridges=[bridge.name for bridge in study.bridges])}
-    chest = study.targets["chest"].model_copy(update={"variants": variants})
-    bridges = [bridge.model_copy(update={"targets": None, "lineages": None}) for bridge in study.bridges]
-    study = study.model_copy(update={"targets": {"chest": chest}, "bridges": bridges, "analyses": [], "probe": studyfile.Probe()})
-    for compared in (True, False):
-        study.targets["chest"].variants["every"] = variants["every"].model_copy(update={"compared": compared})
-        plan = {run.path: run for run in planning.plan(study)}
-        read = [plan[path].parameters for path in plan["60_comparison/all"].parameters["predictions"]]
-        assert {p["variant"] for p in read} == ({"", "every"} if compared else {""}) and {p["bridge"] for p in read} == {"", "cells"}
-    made = {(run.parameters["variant"], run.parameters["bridge"]) for run in planning.plan(study) if run.stage == "30_target" and run.parameters["arm"] == "mstl"}
-    assert made == {("", "cells"), *(("every", bridge.name) for bridge in bridges)}
-    with pytest.raises(MstlError, match="targets.chest.bridges"):
-        planning.read_study(smoke_with(tmp_path, "    bridges: [cells]                  # of the arm", "    bridges: [cell]                   # of the arm"))
-
-
 def test_a_probe_with_renewed_statistics_is_a_run_of_its_own_that_ranks_nothing(tmp_path):
     found = smoke_with(tmp_path, "adapted: {} ", "adapted: {vit: [cells]} ")
     runs = {run.path: run for run in planning.plan(planning.read_study(found))}
