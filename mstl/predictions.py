@@ -287,7 +287,7 @@ def _whole_numbers(values: pd.Series, column: str, name: str) -> np.ndarray:
     numbers = pd.to_numeric(pd.Series([*(0 if v == "" else v for v in found), 0], dtype=object), errors="coerce")
     wrong = (numbers.isna() | (numbers != numbers.round())).to_numpy()
     _refuse(wrong[codes], name, lambda row: f"{column} is '{values[row]}', not a whole number")
-    return numbers.where(~wrong, 0).to_numpy(np.int64)[codes]
+    return numbers.to_numpy(np.int64)[codes]
 
 
 def _floats(values: pd.Series, column: str, name: str) -> np.ndarray:

@@ -45,6 +45,12 @@ def test_the_auc_of_an_arm_is_the_mean_of_its_aucs_within_folds():
     assert found["ctl", "AUC"] == pytest.approx(np.mean(cells), abs=1e-12)
 
 
+def test_the_auc_alone_is_the_auc_among_the_other_metrics():
+    t = table()
+    every = comparison.arms(t, **FAST)
+    pd.testing.assert_frame_equal(comparison.arms(t, only_auc=True, **FAST), every[every["metric"] == "AUC"].reset_index(drop=True))
+
+
 def test_the_cut_is_fixed_on_validation_and_never_on_test():
     t = table()
     before = comparison.arms(t, **FAST).set_index(["model", "metric"])["estimate"]
